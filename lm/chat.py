@@ -189,18 +189,18 @@ def has_template(tokenizer: Tokenizer) -> bool:
     return "chat_template" in config
 
 
-def with_template(tokenizer: Tokenizer, medium: forms.Kind | None = None) -> Tokenizer:
+def with_template(tokenizer: Tokenizer, modality: forms.Modality | None = None) -> Tokenizer:
     """Returns the tokenizer with a chat template among its files: its own, or else ours.
 
     Args:
       tokenizer: of the model.
-      medium: kind of media that the model takes; None is of text alone.
+      modality: kind of media that the model takes; None is of text alone.
     """
     if has_template(tokenizer):
         return tokenizer
     template = TEMPLATE
-    if medium is not None:
-        template = IMAGE_TEMPLATE.replace(forms.IMAGES.item, medium.item)
+    if modality is not None:
+        template = IMAGE_TEMPLATE.replace(forms.IMAGES.item, modality.item)
     sources = {**tokenizer.sources, TEMPLATE_FILE: template.encode()}
     return dataclasses.replace(tokenizer, sources=sources)
 

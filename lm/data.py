@@ -193,7 +193,7 @@ def from_rows(
     """
     limits = limits or Limits()
     vocab_size = min(tokenizer.vocab_size, limits.vocab_size or tokenizer.vocab_size)
-    medium = None if media is None else media.settings.medium
+    modality = None if media is None else media.settings.modality
     examples: list[Example] = []
     tally = Tally()
     for where, record in rows:
@@ -201,7 +201,7 @@ def from_rows(
         try:
             with located(where):
                 record, shown = _shown(record, media)
-                demonstration = forms.demonstration(record, medium=medium)
+                demonstration = forms.demonstration(record, modality=modality)
                 example = encode(demonstration, tokenizer, shown)
                 soft_ids = _soft_ids(example.media, tokenizer)
                 _check_ids((*example.prompt, *example.completion), vocab_size, soft_ids)
@@ -278,14 +278,14 @@ def read_questions(
     Raises:
       ValueError: as `read_jsonl` does, and always for a prompt that is too long.
     """
-    medium = None if media is None else media.settings.medium
+    modality = None if media is None else media.settings.modality
     most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
     questions = []
     is_text = pathlib.Path(path).suffix == ".txt"
     for where, record in _lines(path) if is_text else read_rows(path):
         with located(where):
             record, shown = _shown(record, media)
-            value = forms.unanswered(record, medium=medium)
+            value = forms.unanswered(record, modality=modality)
             if as_turns and not forms.is_messages(value):
                 forms.check_string("prompt", value)
                 value = [{"role": "user", "content": value}]
@@ -374,7 +374,7 @@ def _shown(
     """Returns a record whose items of media name no file, and these media, read once."""
     if media is None:
         return record, []
-    separated = media_rows.separate(record, media.settings.medium)
+    separated = media_rows.separate(record, media.settings.modality)
     return separated.record, [media.segment(name) for name in separated.names]
 
 

@@ -82,7 +82,7 @@ class Evaluator:
     features: batches.Features | None = None  # Of images or clips; None: no example has any.
     # Images, crops counted, or clips of an example, at most; rows have room for them.
     most_media: int = 1
-    medium: forms.Kind = forms.IMAGES  # Kind of the media.
+    modality: forms.Modality = forms.IMAGES  # Kind of the media.
 
     def sensing(self, sense: senses.Sense, examples: Sequence[data.Example]) -> "Evaluator":
         """Returns the evaluator of prompts with media, with room for those of all `examples`."""
@@ -91,7 +91,7 @@ class Evaluator:
             return self
         fitted = sense.fitted([medium for example in examples for medium in example.media])
         return dataclasses.replace(
-            self, features=fitted.features, most_media=most, medium=sense.rows.medium
+            self, features=fitted.features, most_media=most, modality=sense.rows.modality
         )
 
     def spread(self, rows: batches.Rows) -> batches.Rows:
@@ -242,7 +242,7 @@ class Evaluator:
         """Returns prompt and target of an example as texts, and the files of its media."""
         texts = {"prompt": self.tokenizer.decode(example.prompt), "target": self.target(example)}
         files = interleaved.files(example.media)
-        return {**texts, self.medium.name: files} if files else texts
+        return {**texts, self.modality.name: files} if files else texts
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
         """Returns the prompts of examples, padded on the left to one width."""

@@ -36,7 +36,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-class Kind(NamedTuple):
+class Modality(NamedTuple):
     """A kind of media that a row may have beside text, see lm/media_rows.py."""
 
     name: str  # Of the flag that reads them, and where a run names their files.
@@ -45,8 +45,8 @@ class Kind(NamedTuple):
     nouns: str  # Of several, for messages.
 
 
-IMAGES = Kind("images", "image", ("images", "image"), "images")
-AUDIO = Kind("audio", "audio", ("audios", "audio"), "clips")
+IMAGES = Modality("images", "image", ("images", "image"), "images")
+AUDIO = Modality("audio", "audio", ("audios", "audio"), "clips")
 
 
 class Demonstration(NamedTuple):
@@ -61,12 +61,12 @@ class Demonstration(NamedTuple):
     document: str  # Text that the prompt is about, or "".
 
 
-def demonstration(record: Mapping[str, Any], *, medium: Kind | None = None) -> Demonstration:
+def demonstration(record: Mapping[str, Any], *, modality: Modality | None = None) -> Demonstration:
     """Returns the prompt and the answer of a record that is to be learnt.
 
     Args:
       record: one row.
-      medium: kind of the media that the user's messages may have as items (lm/media_rows.py);
+      modality: kind of the media that the user's messages may have as items (lm/media_rows.py);
         their contents stay lists then. None reads text alone.
 
     Raises:
@@ -79,7 +79,7 @@ def demonstration(record: Mapping[str, Any], *, medium: Kind | None = None) -> D
         check_string("text", record["text"])
         return Demonstration(None, record["text"], "text", document)
     if keys in ({"messages"}, {"messages", "prompt"}):
-        turns = messages(record["messages"], medium=medium)
+        turns = messages(record["messages"], modality=modality)
         if "prompt" in keys:
             _check_prompt(record["prompt"], turns, "messages")
         return Demonstration([], turns, "messages", document)
@@ -89,7 +89,7 @@ def demonstration(record: Mapping[str, Any], *, medium: Kind | None = None) -> D
         raise ValueError(
             f"keys {sorted(record)}; expected those of one form: {DEMONSTRATIONS}{hint}"
         )
-    prompt = content("prompt", record["prompt"], medium=medium)
+    prompt = content("prompt", record["prompt"], modality=modality)
     answer = content(key, record[key])
     if is_messages(prompt) and isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
@@ -101,7 +101,9 @@ def demonstration(record: Mapping[str, Any], *, medium: Kind | None = None) -> D
     return Demonstration(prompt, answer, key, document)
 
 
-def answers(record: Mapping[str, Any], *, medium: Kind | None = None) -> dict[str, dict[str, Any]]:
+def answers(
+    record: Mapping[str, Any], *, modality: Modality | None = None
+) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer of a pair, as records of one answer each.
 
     Messages of both answers, or their dialogues, hold the prompt: all but the last turn. That they
@@ -113,7 +115,7 @@ def answers(record: Mapping[str, Any], *, medium: Kind | None = None) -> dict[st
     keys = record.keys() & COMPARED
     if not {"chosen", "rejected"} <= keys:
         raise ValueError(f"keys {sorted(record)}; expected those of one form: {PAIRS}")
-    kept = (DOCUMENT, *(medium.keys if medium else ()))
+    kept = (DOCUMENT, *(modality.keys if modality else ()))
     common = {key: record[key] for key in kept if key in record}
     both = {name: record[name] for name in ("chosen", "rejected")}
     prompt = record.get("prompt")
@@ -128,11 +130,11 @@ def answers(record: Mapping[str, Any], *, medium: Kind | None = None) -> dict[st
     turns = {name: _with_prompt(name, answer) for name, answer in both.items()}
     if "prompt" in keys:
         for name, value in turns.items():
-            _check_prompt(prompt, messages(value, medium=medium), name)
+            _check_prompt(prompt, messages(value, modality=modality), name)
     return {name: {"messages": value, **common} for name, value in turns.items()}
 
 
-def unanswered(record: Mapping[str, Any], *, medium: Kind | None = None) -> Any:
+def unanswered(record: Mapping[str, Any], *, modality: Modality | None = None) -> Any:
     """Returns the prompt to be answered that a record has, with or without an answer.
 
     Messages end with the user's, whose answer is left out. Arguments are those of `demonstration`.
@@ -147,8 +149,8 @@ def unanswered(record: Mapping[str, Any], *, medium: Kind | None = None) -> Any:
             "pair"
         )
     if turns is None:
-        return content("prompt", prompt, medium=medium)
-    turns = messages(turns, medium=medium)
+        return content("prompt", prompt, modality=modality)
+    turns = messages(turns, modality=modality)
     if "prompt" in record:
         _check_prompt(prompt, turns, "messages")
     return turns[:-1] if turns[-1]["role"] in MODEL else turns
@@ -193,19 +195,19 @@ def is_messages(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
 
 
-def content(name: str, value: Any, *, medium: Kind | None = None) -> Any:
+def content(name: str, value: Any, *, modality: Modality | None = None) -> Any:
     """Returns a prompt or an answer: a text, ids, or messages whose contents are texts.
 
     Args:
       name: of the value, for messages of errors.
       value: of JSON.
-      medium: as of `demonstration`.
+      modality: as of `demonstration`.
 
     Raises:
       ValueError: for another type.
     """
     if is_messages(value):
-        return messages(value, medium=medium)
+        return messages(value, modality=modality)
     if isinstance(value, list):
         for i in value:
             if isinstance(i, bool) or not isinstance(i, int):
@@ -219,12 +221,12 @@ def content(name: str, value: Any, *, medium: Kind | None = None) -> Any:
     return value
 
 
-def messages(value: Any, *, medium: Kind | None = None) -> list[dict[str, Any]]:
+def messages(value: Any, *, modality: Modality | None = None) -> list[dict[str, Any]]:
     """Returns messages with a text as the content of each, or a list of parts if it has media.
 
     Raises:
-      ValueError: for another type, or a part of a content that is no text; with a `medium`, for one
-        that is neither text nor of that kind in a message of the user's.
+      ValueError: for another type, or a part of a content that is no text; with a `modality`, for
+        one that is neither text nor of that kind in a message of the user's.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"messages must be a list of at least one message, got {_kind(value)}")
@@ -233,17 +235,17 @@ def messages(value: Any, *, medium: Kind | None = None) -> list[dict[str, Any]]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"message {n} must be an object with role and content")
         check_string(f"role of message {n}", message["role"])
-        said, taken = message["content"], medium if message["role"] == "user" else None
+        said, taken = message["content"], modality if message["role"] == "user" else None
         _check_parts(f"content of message {n}", said, taken)
         kept = said if taken and has_media(said, taken) else text_of(said)
         turns.append({"role": message["role"], "content": kept})
     return turns
 
 
-def has_media(value: Any, medium: Kind) -> bool:
+def has_media(value: Any, modality: Modality) -> bool:
     """Returns whether a message's content has an item of a kind, unchecked."""
     parts = value if isinstance(value, list) else []
-    return any(isinstance(part, Mapping) and part.get("type") == medium.item for part in parts)
+    return any(isinstance(part, Mapping) and part.get("type") == modality.item for part in parts)
 
 
 def text_of(value: Any) -> Any:
@@ -314,7 +316,7 @@ def _check_prompt(prompt: Any, turns: Sequence[Mapping[str, Any]], key: str) -> 
         )
 
 
-def _check_parts(name: str, value: Any, medium: Kind | None) -> None:
+def _check_parts(name: str, value: Any, modality: Modality | None) -> None:
     if not isinstance(value, list):
         if not isinstance(value, str):
             raise ValueError(
@@ -325,13 +327,13 @@ def _check_parts(name: str, value: Any, medium: Kind | None) -> None:
         raise ValueError(f"{name} must have at least one part of text, got []")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if medium is not None and kind == medium.item:
+        if modality is not None and kind == modality.item:
             continue
         if kind != "text":
             problem = f"the type {_kind(kind)}" if kind is not None else "no type"
             raise ValueError(
                 f'{name} has a part of {problem}; expected {{"type": "text", "text": ...}}: '
-                f"nothing but text{f' and {medium.nouns}' if medium else ''} is read"
+                f"nothing but text{f' and {modality.nouns}' if modality else ''} is read"
             )
         check_string(f"text of a part in {name}", part.get("text"))
 

@@ -43,7 +43,7 @@ class Settings(Protocol):
     """How a model takes one kind of media; it can be hashed."""
 
     @property
-    def medium(self) -> forms.Kind:
+    def modality(self) -> forms.Modality:
         """The kind."""
         ...
 
@@ -57,7 +57,7 @@ class ImageSettings(NamedTuple):
 
     config: pictures.Config  # How they are prepared; crops are blocks of their own.
     tokens: int  # Soft tokens of an image, M.
-    medium: forms.Kind = forms.IMAGES
+    modality: forms.Modality = forms.IMAGES
 
     def open(self, path: pathlib.Path) -> Opened:
         """Reads an image; raises as `pictures.read` does."""
@@ -72,7 +72,7 @@ class SoundSettings(NamedTuple):
     """How a model takes clips of sound."""
 
     most_tokens: int  # Soft tokens of a clip, at most.
-    medium: forms.Kind = forms.AUDIO
+    modality: forms.Modality = forms.AUDIO
 
     def open(self, path: pathlib.Path) -> Opened:
         """Reads a clip.
@@ -112,7 +112,7 @@ class Reader:
         if name not in self.known:
             if "://" in name or name.startswith("data:"):
                 raise ValueError(
-                    f"{name[:60]!a}, of {self.settings.medium.nouns}, is no file; fetch it into "
+                    f"{name[:60]!a}, of {self.settings.modality.nouns}, is no file; fetch it into "
                     "the folder of the rows"
                 )
             opened = self.settings.open(folders.inside(self.folder, name))
@@ -121,17 +121,17 @@ class Reader:
         return self.known[name]
 
 
-def separate(record: Mapping[str, Any], medium: forms.Kind) -> Separated:
+def separate(record: Mapping[str, Any], modality: forms.Modality) -> Separated:
     """Takes the media of a kind out of a row; one without is as it was.
 
-    Contents are checked by `forms.demonstration` and the like, with `medium`.
+    Contents are checked by `forms.demonstration` and the like, with `modality`.
 
     Raises:
       ValueError: for files that are not named by texts, as many items as files, or both by items
         and a column; for media without a turn of the user's.
     """
-    rest = {key: value for key, value in record.items() if key not in medium.keys}
-    column = _column(record, medium)
+    rest = {key: value for key, value in record.items() if key not in modality.keys}
+    column = _column(record, modality)
     prompt = rest.get("prompt")
     is_items = _is_items(prompt)
     if is_items or (isinstance(prompt, str) and column and "messages" not in rest):
@@ -141,29 +141,29 @@ def separate(record: Mapping[str, Any], medium: forms.Kind) -> Separated:
     if not forms.is_messages(turns):
         if column:
             raise ValueError(
-                f"{medium.nouns} need messages, or a prompt of text or items, got keys "
+                f"{modality.nouns} need messages, or a prompt of text or items, got keys "
                 f"{sorted(record)}"
             )
         return Separated(rest, [])
-    turns, named = _without_names(turns, medium)
+    turns, named = _without_names(turns, modality)
     count = len(named)
     if column and not count:
-        turns, count = _placed(turns, len(column), medium), len(column)
+        turns, count = _placed(turns, len(column), modality), len(column)
     if column and any(named):
         raise ValueError(
-            f"{medium.nouns} are named by items and by a column; leave the column out, or the "
+            f"{modality.nouns} are named by items and by a column; leave the column out, or the "
             "items' names"
         )
     names = column or named
     if len(names) != count or not all(names):
         raise ValueError(
-            f"the messages have {count} {medium.nouns} and {len(names) if column else 0} files are "
-            "named; name one for each, in their order"
+            f"the messages have {count} {modality.nouns} and {len(names) if column else 0} files "
+            "are named; name one for each, in their order"
         )
     return Separated({**rest, key: turns}, [name for name in names if name])
 
 
-def names(record: Mapping[str, Any], medium: forms.Kind) -> list[str]:
+def names(record: Mapping[str, Any], modality: forms.Modality) -> list[str]:
     """Returns the names of the files of a row's media, of a pair those of its chosen answer's.
 
     Raises:
@@ -172,13 +172,13 @@ def names(record: Mapping[str, Any], medium: forms.Kind) -> list[str]:
     chosen = record.get("chosen")
     if "prompt" not in record and forms.is_messages(chosen):
         record = {**record, "messages": chosen}
-    return separate(record, medium).names
+    return separate(record, modality).names
 
 
-def _column(record: Mapping[str, Any], medium: forms.Kind) -> list[str]:
+def _column(record: Mapping[str, Any], modality: forms.Modality) -> list[str]:
     """Returns the names of files in a row's column of media; [] without one."""
-    several, one = medium.keys
-    present = [key for key in medium.keys if record.get(key) is not None]
+    several, one = modality.keys
+    present = [key for key in modality.keys if record.get(key) is not None]
     if len(present) > 1:
         raise ValueError(f"a row has {several} or {one}, not both")
     if not present:
@@ -186,16 +186,16 @@ def _column(record: Mapping[str, Any], medium: forms.Kind) -> list[str]:
     value = record[present[0]]
     if present[0] == several and not isinstance(value, list):
         raise ValueError(f"{several} must be a list of names of files, got {_shown(value)}")
-    return [_name(entry, medium) for entry in (value if isinstance(value, list) else [value])]
+    return [_name(entry, modality) for entry in (value if isinstance(value, list) else [value])]
 
 
-def _name(entry: Any, medium: forms.Kind) -> str:
+def _name(entry: Any, modality: forms.Modality) -> str:
     """Returns the name of a file: a text, or the path of Hugging Face's {"path", "bytes"}."""
     if isinstance(entry, Mapping) and entry.get("bytes") is None:
         entry = entry.get("path")
     if not isinstance(entry, str) or not entry:
-        raise ValueError(f"{medium.keys[0]} must be the names of files, got {_shown(entry)}")
-    forms.check_string(f"a name in {medium.keys[0]}", entry)
+        raise ValueError(f"{modality.keys[0]} must be the names of files, got {_shown(entry)}")
+    forms.check_string(f"a name in {modality.keys[0]}", entry)
     return entry
 
 
@@ -205,9 +205,11 @@ def _is_items(value: Any) -> bool:
     return any(isinstance(one, Mapping) and "type" in one and "role" not in one for one in entries)
 
 
-def _without_names(turns: list[Any], medium: forms.Kind) -> tuple[list[Any], list[str | None]]:
-    """Returns messages whose media name no file, and the names; None for a medium without."""
-    by = ("path", medium.item, "url")  # Keys of an item by which it names its file.
+def _without_names(
+    turns: list[Any], modality: forms.Modality
+) -> tuple[list[Any], list[str | None]]:
+    """Returns messages whose media name no file, and the names; None for a modality without."""
+    by = ("path", modality.item, "url")  # Keys of an item by which it names its file.
     names: list[str | None] = []
     bare = []
     for turn in turns:
@@ -217,16 +219,16 @@ def _without_names(turns: list[Any], medium: forms.Kind) -> tuple[list[Any], lis
             continue
         items = []
         for item in content:
-            if isinstance(item, Mapping) and item.get("type") == medium.item:
+            if isinstance(item, Mapping) and item.get("type") == modality.item:
                 values = [item[key] for key in by if item.get(key) is not None]
-                names.append(_name(values[0], medium) if values else None)
-                item = {"type": medium.item}
+                names.append(_name(values[0], modality) if values else None)
+                item = {"type": modality.item}
             items.append(item)
         bare.append({**turn, "content": items})
     return bare, names
 
 
-def _placed(turns: list[Any], count: int, medium: forms.Kind) -> list[Any]:
+def _placed(turns: list[Any], count: int, modality: forms.Modality) -> list[Any]:
     """Returns messages with `count` media before the first text of the user's."""
     for n, turn in enumerate(turns):
         if isinstance(turn, Mapping) and turn.get("role") == "user" and "content" in turn:
@@ -234,9 +236,9 @@ def _placed(turns: list[Any], count: int, medium: forms.Kind) -> list[Any]:
             items = [{"type": "text", "text": content}] if isinstance(content, str) else content
             if not isinstance(items, list):
                 break  # Another check says what is wrong.
-            placed = {**turn, "content": [{"type": medium.item}] * count + items}
+            placed = {**turn, "content": [{"type": modality.item}] * count + items}
             return [*turns[:n], placed, *turns[n + 1 :]]
-    raise ValueError(f"{medium.nouns} need a message of the user's before which they stand")
+    raise ValueError(f"{modality.nouns} need a message of the user's before which they stand")
 
 
 def _shown(value: Any) -> str:

@@ -95,7 +95,7 @@ def from_rows(
             continue
         if report.spelled:
             tally.note_spelled(report.first_spelled)
-        read = {forms.DOCUMENT, *(media.settings.medium.keys if media else ())}
+        read = {forms.DOCUMENT, *(media.settings.modality.keys if media else ())}
         tally.ignored.update(record.keys() - forms.COMPARED - read)
         longer = max(pair, key=lambda example: example.length)
         with data.located(where):
@@ -110,16 +110,16 @@ def from_rows(
 
 
 def chosen_rows(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], *, medium: forms.Kind | None = None
+    rows: Iterable[tuple[str, Mapping[str, Any]]], *, modality: forms.Modality | None = None
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Yields the chosen answers as records of `lm/data.py`, for supervised fine-tuning.
 
     Args:
       rows: (place, record) each.
-      medium: kind of the media that they keep.
+      modality: kind of the media that they keep.
     """
     for where, record in rows:
-        yield where, _answers(where, record, medium)["chosen"]
+        yield where, _answers(where, record, modality)["chosen"]
 
 
 def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
@@ -251,7 +251,7 @@ def _pair(
     media: media_rows.Reader | None,
 ) -> tuple[Pair, data.Report]:
     """Returns the pair of a record, of any length, and the report on its two answers."""
-    answers = _answers(where, record, None if media is None else media.settings.medium)
+    answers = _answers(where, record, None if media is None else media.settings.modality)
     count = {name: len(answer.get("messages", ())) for name, answer in answers.items()}
     if count["chosen"] != count["rejected"]:
         raise ValueError(
@@ -275,8 +275,8 @@ def _pair(
 
 
 def _answers(
-    where: str, record: Mapping[str, Any], medium: forms.Kind | None = None
+    where: str, record: Mapping[str, Any], modality: forms.Modality | None = None
 ) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer as records of `lm/data.py`."""
     with data.located(where):
-        return forms.answers(record, medium=medium)
+        return forms.answers(record, modality=modality)

@@ -46,7 +46,7 @@ def is_on(
     tokenizer: Tokenizer | None,
     rule: int = RULE,
     *,
-    medium: forms.Kind | None = None,
+    modality: forms.Modality | None = None,
 ) -> bool:
     """Returns whether a record is on the side "train" or "test"; arguments are those of `side`.
 
@@ -54,9 +54,9 @@ def is_on(
     it: by itself, its side would change with what is wrong with it. So is one whose media of the
     kind that is read are not named as lm/media_rows.py says.
     """
-    if medium is not None:
+    if modality is not None:
         try:
-            names = media_rows.names(record, medium)
+            names = media_rows.names(record, modality)
         except ValueError:
             return True
         if names:

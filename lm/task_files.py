@@ -18,7 +18,7 @@ Row = tuple[str, Mapping[str, Any]]  # Place, for messages, and record of `lm/da
 # Rows of a split; without a tokenizer those whose prompts are ids are left out.
 Rows = Callable[[Split, Tokenizer | None], list[Row]]
 # The same of a file or folder: the third argument is the kind of media that are read, if any are.
-FileRows = Callable[[Split, Tokenizer | None, forms.Kind | None], list[Row]]
+FileRows = Callable[[Split, Tokenizer | None, forms.Modality | None], list[Row]]
 Item = TypeVar("Item")
 
 
@@ -79,8 +79,10 @@ def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
     """
     rows = rows_of(path, PREFERENCES, rule)
 
-    def chosen(split: Split, tokenizer: Tokenizer | None, medium: forms.Kind | None) -> list[Row]:
-        return [*preferences.chosen_rows(rows(split, tokenizer, medium), medium=medium)]
+    def chosen(
+        split: Split, tokenizer: Tokenizer | None, modality: forms.Modality | None
+    ) -> list[Row]:
+        return [*preferences.chosen_rows(rows(split, tokenizer, modality), modality=modality)]
 
     def texts(split: Split) -> list[str]:
         return ["\n".join(forms.texts_of_pair(record)) for _, record in rows(split, None, None)]
@@ -94,7 +96,7 @@ def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
         key = ("pairs", *_read_by(path, rule, split, tokenizer, limits, media))
 
         def read() -> tuple[list[preferences.Pair], data.Report]:
-            given = rows(split, tokenizer, None if media is None else media.medium)
+            given = rows(split, tokenizer, None if media is None else media.modality)
             return preferences.from_rows(given, tokenizer, limits, _reader(path, media))
 
         return read_once.once(key, read)
@@ -144,7 +146,7 @@ def of_rows(
         key = (name, stamp(), split, read_once.reading(tokenizer), limits, media)
 
         def read() -> tuple[list[data.Example], data.Report]:
-            given = rows(split, tokenizer, None if media is None else media.medium)
+            given = rows(split, tokenizer, None if media is None else media.modality)
             return data.from_rows(given, tokenizer, limits, reader(media))
 
         check_split(split)
@@ -175,14 +177,16 @@ def rows_of(path: files.Path, prefix: str, rule: int) -> FileRows:
     if not path.exists():
         raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
 
-    def rows(split: Split, tokenizer: Tokenizer | None, medium: forms.Kind | None) -> list[Row]:
+    def rows(
+        split: Split, tokenizer: Tokenizer | None, modality: forms.Modality | None
+    ) -> list[Row]:
         check_split(split)
         if path.is_dir():
             return [*data.read_rows(folders.inside(path, f"{split}.jsonl"))]
         chosen: list[Row] = [
             row
             for row in data.read_rows(path)
-            if splits.is_on(row[1], split, tokenizer, rule, medium=medium)
+            if splits.is_on(row[1], split, tokenizer, rule, modality=modality)
         ]
         if not chosen:
             raise ValueError(

@@ -220,8 +220,10 @@ def _task(
 ) -> Task:
     """Returns a task; as long as its stamp is the same, so are its rows."""
 
-    def checked(split: Split, tokenizer: Tokenizer | None, medium: forms.Kind | None) -> list[Row]:
-        del medium  # Rows that are no file's name none.
+    def checked(
+        split: Split, tokenizer: Tokenizer | None, modality: forms.Modality | None
+    ) -> list[Row]:
+        del modality  # Rows that are no file's name none.
         task_files.check_split(split)
         return rows(split, tokenizer)
 

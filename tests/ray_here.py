@@ -69,5 +69,5 @@ def head(home: pathlib.Path, cpus: int) -> Iterator[Head]:
 
 def _of(folder: str) -> list[psutil.Process]:
     """Returns the processes of a cluster."""
-    found = psutil.process_iter(["cmdline"])
-    return [one for one in found if folder in " ".join(one.info["cmdline"] or ())]
+    running = psutil.process_iter(["cmdline"])
+    return [one for one in running if folder in " ".join(one.info["cmdline"] or ())]

@@ -22,7 +22,7 @@ SHARED = {
 
 
 class Measured(NamedTuple):
-    """What is read of a run."""
+    """Speed of a run, and the size of its model."""
 
     rate: float  # Learner steps a second.
     num_params: int
@@ -72,16 +72,16 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     best: dict[str, Measured] = {}
     for _ in range(budget.rounds):
         for name, sizes in SHARED.items():
-            found = measure(*sizes)
-            best[name] = max(found, best.get(name, found))
+            measured = measure(*sizes)
+            best[name] = max(measured, best.get(name, measured))
     work = f"step of SFT, {SIZES['batch_size']} rows"
     return [
         rows.Row(
-            name=f"{work}, {found.num_params / 1e6:.1f} M weights, {name}",
-            ours=found.rate,
+            name=f"{work}, {measured.num_params / 1e6:.1f} M weights, {name}",
+            ours=measured.rate,
             unit="steps/s",
-            details={"bytes_a_step": exchanged(SHARED[name][0], found.num_params)},
+            details={"bytes_a_step": exchanged(SHARED[name][0], measured.num_params)},
             **({} if name == ALONE else {"peer": ALONE, "peer_value": best[ALONE].rate}),
         )
-        for name, found in best.items()
+        for name, measured in best.items()
     ]

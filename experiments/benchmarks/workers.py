@@ -76,9 +76,9 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         best: dict[str, dict[str, float]] = {}
         for _ in range(budget.rounds):
             for who in WHO:
-                found = speed(environment, who, steps)
-                known = best.get(who, found)
-                best[who] = max(found, known, key=lambda x: x["steps_per_second"])
+                rates = speed(environment, who, steps)
+                known = best.get(who, rates)
+                best[who] = max(rates, known, key=lambda x: x["steps_per_second"])
         alone = best[ALONE].pop("steps_per_second")
         for who, measured in best.items():
             beside = {} if who == ALONE else {"peer": ALONE, "peer_value": alone}

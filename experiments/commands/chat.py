@@ -57,7 +57,10 @@ def _chat(options: argparse.Namespace) -> int:
     programs.keep()
     named = arguments.with_adapter(options.model, options.adapter)
     checkpoint = models.load(
-        named, base=options.base or "", flags=options.model_flags, medium=models.medium_of(named)
+        named,
+        base=options.base or "",
+        flags=options.model_flags,
+        modality=models.modality_of(named),
     )
     checkpoint = checkpoint.cutting(arguments.crops(options))
     _require_template(checkpoint, options.model)

@@ -67,17 +67,19 @@ def _generate(options: argparse.Namespace) -> int:
 
     programs.keep()
     named = arguments.with_adapter(options.model, options.adapter)
-    medium = forms.IMAGES if options.images else forms.AUDIO if options.clips else None
-    if medium is None and (taken := models.medium_of(named)) is not None:
-        medium = taken if _names_media(options.prompts, taken) else None
-    loaded = models.load(named, base=options.base or "", flags=options.model_flags, medium=medium)
+    modality = forms.IMAGES if options.images else forms.AUDIO if options.clips else None
+    if modality is None and (taken := models.modality_of(named)) is not None:
+        modality = taken if _names_media(options.prompts, taken) else None
+    loaded = models.load(
+        named, base=options.base or "", flags=options.model_flags, modality=modality
+    )
     loaded = loaded.cutting(arguments.crops(options))
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)
 
 
-def _names_media(path: pathlib.Path | None, medium: "forms.Kind") -> bool:
+def _names_media(path: pathlib.Path | None, modality: "forms.Modality") -> bool:
     """Returns whether a row of prompts names such media; malformed rows are refused later."""
     if path is None or path.suffix == ".txt":
         return False
@@ -85,7 +87,7 @@ def _names_media(path: pathlib.Path | None, medium: "forms.Kind") -> bool:
 
     def names(record: dict[str, Any]) -> bool:
         with contextlib.suppress(ValueError):
-            return bool(media_rows.names(record, medium))
+            return bool(media_rows.names(record, modality))
         return False
 
     return any(names(record) for _, record in data.read_rows(path))
@@ -174,7 +176,7 @@ def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
             files = interleaved.files(questions[number].media)
             line = {
                 "number": number + 1,
-                **({reader.settings.medium.name: files} if reader and files else {}),
+                **({reader.settings.modality.name: files} if reader and files else {}),
                 "prompt": tokenizer.decode(prompts[number]),
                 "completion": generated.text,
                 "done": generated.is_complete,

@@ -48,7 +48,7 @@ def _quantize(options: argparse.Namespace) -> int:
     if run is not None and run.kind == "preferences":
         raise ValueError(f"{options.model} is a run of a reward model, which writes no texts")
     if run is not None and options.out is not None:
-        exports.check_deaf(run.path, run.plan.medium)
+        exports.check_deaf(run.path, run.plan.modality)
     subject = subjects.Subject(
         path=options.model, run=run, task_name=options.task or "", seed=options.seed
     )

@@ -57,12 +57,14 @@ class Subject:
     def checkpoint(self) -> model_files.Checkpoint:
         """The model, with its parameters."""
         if self.run is None:
-            flags, medium = self.model_flags, forms.IMAGES if self.images else None
-            loaded = models.load(self.path, self.seed, best=self.best, flags=flags, medium=medium)
+            flags, modality = self.model_flags, forms.IMAGES if self.images else None
+            loaded = models.load(
+                self.path, self.seed, best=self.best, flags=flags, modality=modality
+            )
             recorded = "text"
         else:
-            medium = forms.IMAGES if self.images else self.run.plan.medium
-            read = models.of_run(self.run, self.seed, best=self.best, medium=medium)
+            modality = forms.IMAGES if self.images else self.run.plan.modality
+            read = models.of_run(self.run, self.seed, best=self.best, modality=modality)
             loaded = read.computing(self.model_flags, str(self.path))
             recorded = self.run.plan.control_tokens
         return loaded.cutting(self.crops).reading(self.control_tokens or recorded)

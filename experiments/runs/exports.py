@@ -75,9 +75,9 @@ def open_source(
       ValueError: if it is none of these, or a reward model, or has no such seed.
     """
     if plans.ADAPTER in str(path):
-        medium = models.medium_of(path)
-        check_deaf(path, medium)
-        read = models.load(path, seed, base=base, medium=medium)
+        modality = models.modality_of(path)
+        check_deaf(path, modality)
+        read = models.load(path, seed, base=base, modality=modality)
         return _of_checkpoint(path.name, read)
     form, _, run = models.stored(path, seed, trust_code=trust_code, base=base)
     if run is not None:
@@ -95,7 +95,7 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
         )
     decoder = models.decoder_of(run)  # Raises for a game.
     run.folder(seed)  # Raises for an unknown seed.
-    check_deaf(run.path, run.plan.medium)
+    check_deaf(run.path, run.plan.modality)
 
     def tensors() -> Mapping[str, stacked_layers.Rows]:
         checkpoint = models.of_run(run, seed)
@@ -136,7 +136,7 @@ def _of_gguf(path: pathlib.Path) -> Source:
         lambda: tensors,
         gguf_gemma.output_divergence(file),
         terms.of_gguf(file.metadata),
-        sights.of_gguf(path, own_tokenizer) if models.medium_of(path) is forms.IMAGES else None,
+        sights.of_gguf(path, own_tokenizer) if models.modality_of(path) is forms.IMAGES else None,
     )
 
 
@@ -150,7 +150,7 @@ def _of_folder(path: pathlib.Path) -> Source:
         lambda: tensors,
         folder_meaning.output_divergence(path),
         terms.of_folder(path),
-        sights.of_folder(path, own_tokenizer) if models.medium_of(path) is forms.IMAGES else None,
+        sights.of_folder(path, own_tokenizer) if models.modality_of(path) is forms.IMAGES else None,
     )
 
 
@@ -222,9 +222,9 @@ def write_folder(
     if stored is not None and stored.run is not None:
         _write_run(stored.run, out, seed)
         return
-    medium = models.medium_of(path)
-    check_deaf(path, medium)
-    read = models.load(path, seed, base=base, medium=medium)
+    modality = models.modality_of(path)
+    check_deaf(path, modality)
+    read = models.load(path, seed, base=base, modality=modality)
     write_checkpoint(read, out)
 
 
@@ -233,16 +233,16 @@ def _write_run(run: opened.Opened, out: pathlib.Path, seed: int | None) -> None:
     if run.kind == "preferences":
         checkpoint = models.load(run.path, seed)
     else:
-        check_deaf(run.path, run.plan.medium)
-        checkpoint = models.of_run(run, seed, medium=run.plan.medium)
+        check_deaf(run.path, run.plan.modality)
+        checkpoint = models.of_run(run, seed, modality=run.plan.modality)
     tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
     present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
     save(checkpoint, out, present.values())
 
 
-def check_deaf(path: pathlib.Path, medium: forms.Kind | None) -> None:
+def check_deaf(path: pathlib.Path, modality: forms.Modality | None) -> None:
     """Raises ValueError for a run of a model that hears, with adapters behind it or not."""
-    if medium is forms.AUDIO:
+    if modality is forms.AUDIO:
         raise ValueError(
             f"{path} was trained with --audio, and no other program has a place for what it "
             "hears by: use the run itself"

@@ -71,7 +71,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
     splits, answered = _splits(plan, task, student, fitting, named.rule)
     if home is None and any(data.is_conversation(x, student.tokenizer) for x in answered.train):
-        templated = chat.with_template(student.tokenizer, plan.medium)
+        templated = chat.with_template(student.tokenizer, plan.modality)
         student = student._replace(tokenizer=templated)
     model = adapters.adapted(decoders[0], c.lora)
     evaluator = evaluation.Evaluator(

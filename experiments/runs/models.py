@@ -91,7 +91,7 @@ def stored(
     return place if place.run is None else place._replace(run=learnt.beside(place.run, base))
 
 
-def medium_of(path: str | pathlib.Path) -> forms.Kind | None:
+def modality_of(path: str | pathlib.Path) -> forms.Modality | None:
     """Returns what a model takes beside text: images or audio, as a run that learnt with either.
 
     A multimodal folder takes images, and a GGUF file that has the other half beside it. Of adapters
@@ -104,7 +104,7 @@ def medium_of(path: str | pathlib.Path) -> forms.Kind | None:
     if place is None or place.form == "published":
         return None
     if place.run is not None:
-        return place.run.plan.medium
+        return place.run.plan.modality
     if place.form == "gguf":
         return forms.IMAGES if gguf_vision.beside(place.path).is_file() else None
     return None if vision_files.read_config(place.path) is None else forms.IMAGES
@@ -118,7 +118,7 @@ def load(
     mesh: sharding.Mesh | None = None,
     base: str = "",
     flags: Sequence[str] = (),
-    medium: forms.Kind | None = None,
+    modality: forms.Modality | None = None,
     says_ignored: bool = True,
 ) -> model_files.Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
@@ -132,7 +132,7 @@ def load(
       base: as for `stored`.
       flags: how it is computed, as for `Checkpoint.computing`. A model of one device whose storage
         has few bits is read so, without a float copy of the whole; of a run there is one meanwhile.
-      medium: which media it is read with what it takes by; None is of text alone.
+      modality: which media it is read with what it takes by; None is of text alone.
       says_ignored: whether a line says so of a multimodal model whose images are ignored.
 
     Raises:
@@ -142,48 +142,48 @@ def load(
     model_files.read_flags(flags)  # Raises before a file is converted.
     name, _, adapter = str(path).partition(plans.ADAPTER)
     if adapter:
-        how: dict[str, Any] = {"medium": medium, "says_ignored": says_ignored}
+        how: dict[str, Any] = {"modality": modality, "says_ignored": says_ignored}
         read = load(name, seed, best=best, mesh=mesh, base=base, **how)
         return imported.with_adapter(read, name, adapter).computing(flags, name)
     form, _, run = stored(path, seed, best=best, base=base)
-    if medium is forms.AUDIO and form != "run":
+    if modality is forms.AUDIO and form != "run":
         raise ValueError(f"{path} hears nothing: audio needs a run that was trained with --audio")
-    if medium is forms.IMAGES and form == "published":
+    if modality is forms.IMAGES and form == "published":
         raise ValueError(
             f"{path} reads no images: they need a multimodal folder of Hugging Face, with "
             "vision_config in its config.json, a GGUF file with its file of images beside it, or a "
             "run that was trained with --images"
         )
-    if medium is forms.IMAGES and form == "gguf":
+    if modality is forms.IMAGES and form == "gguf":
         sights.check_beside(pathlib.Path(path))  # Before the model is converted.
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
-        read = of_run(run, seed, best=best, mesh=mesh, medium=medium)
+        read = of_run(run, seed, best=best, mesh=mesh, modality=modality)
         return read.computing(flags, str(path))
     place = converted.place_of(path, imported.keep)
     if place.is_kept:
         read = imported.of_cache(place.path, mesh, flags, str(path))
     elif form == "folder":
-        images = medium is forms.IMAGES
+        images = modality is forms.IMAGES
         quiet = images or not says_ignored
         read = imported.of_folder(place.path, mesh, flags, images=images, quiet=quiet)
     else:
         read = imported.of_gguf(place.path, mesh, flags)
     if form == "gguf":
-        read = _of_two_files(pathlib.Path(path), read, medium, quiet=not says_ignored)
+        read = _of_two_files(pathlib.Path(path), read, modality, quiet=not says_ignored)
     return read._replace(origin=place.origin).with_all_ends()
 
 
 def _of_two_files(
     path: pathlib.Path,
     read: model_files.Checkpoint,
-    medium: forms.Kind | None,
+    modality: forms.Modality | None,
     *,
     quiet: bool,
 ) -> model_files.Checkpoint:
     """Returns the model of a GGUF file, with what it sees images by if these are asked for."""
-    if medium is forms.IMAGES:
+    if modality is forms.IMAGES:
         return imported.seeing(read, sights.of_gguf(path, read.tokenizer))
     if not quiet and (other := gguf_vision.beside(path)).is_file():
         _logger.warning("%s: images are ignored: what reads them, %s, is left out", path, other)
@@ -247,7 +247,7 @@ def of_run(
     *,
     best: bool = False,
     mesh: sharding.Mesh | None = None,
-    medium: forms.Kind | None = None,
+    modality: forms.Modality | None = None,
 ) -> model_files.Checkpoint:
     """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
@@ -258,7 +258,7 @@ def of_run(
       seed: which of its seeds; None is the first, or the average of all if they are a population.
       best: the checkpoint of the highest score in place of the newest.
       mesh: shards the parameters as they are read, but for a population's; None is one device.
-      medium: which media it is read with what it takes by; None is of text alone.
+      modality: which media it is read with what it takes by; None is of text alone.
 
     Raises:
       ValueError: if the run has no such seed, or no checkpoint with a score, or was trained without
@@ -274,9 +274,9 @@ def of_run(
     else:
         params = learnt.read(run, like, seed, best=best)
     whole = learnt.whole(run, decoder.config, base_of(run, mesh), params)
-    if medium is None:
+    if modality is None:
         return decoder._replace(params=whole)
-    if medium is forms.AUDIO:
+    if modality is forms.AUDIO:
         return _hearing(run, decoder._replace(params=whole), seed, best=best)
     sight = sights.of_run(run, seed, best=best)
     both = _beside_projector(run, whole, sight)

@@ -221,7 +221,7 @@ class Plan:
         return range(self.seed, self.seed + self.num_seeds)
 
     @property
-    def medium(self) -> forms.Kind | None:
+    def modality(self) -> forms.Modality | None:
         """The kind of media that it reads in rows; None reads text alone."""
         return forms.IMAGES if self.images else forms.AUDIO if self.audio else None
 

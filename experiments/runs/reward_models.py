@@ -33,18 +33,18 @@ def load(
     seed: int | None = None,
     *,
     best: bool = False,
-    medium: forms.Kind | None = None,
+    modality: forms.Modality | None = None,
 ) -> model_files.Checkpoint:
     """Reads the reward model of a run, with parameters as `reward_model.on_decoder` has them.
 
     Args:
       path: of the run.
-      seed, best, medium: as for `models.of_run`.
+      seed, best, modality: as for `models.of_run`.
 
     Raises:
       ValueError: if it is no run of reward models, or has no such seed or checkpoint.
     """
-    return models.of_run(opened_run(path), seed, best=best, medium=medium)
+    return models.of_run(opened_run(path), seed, best=best, modality=modality)
 
 
 def opened_run(path: str | pathlib.Path) -> opened.Opened:
@@ -85,8 +85,8 @@ def scorer(
             f"reward-model:{path} was trained without --images, and would judge answers to images "
             "that it does not see"
         )
-    medium = None if images is None else forms.IMAGES
-    checkpoint = models.of_run(run, mesh=mesh, medium=medium)
+    modality = None if images is None else forms.IMAGES
+    checkpoint = models.of_run(run, mesh=mesh, modality=modality)
     if images is not None:
         sights.check_shared(f"reward-model:{path}", checkpoint.images, "the policy", images)
     model = reward_model.on_decoder(checkpoint.model)

@@ -67,7 +67,7 @@ def of_plan(
       ValueError: as `student_of` and `models.load` do; for models whose tokens, or what they see
         images by, differ.
     """
-    teacher = models.load(plan.teacher, mesh=mesh, medium=plan.medium) if plan.teacher else None
+    teacher = models.load(plan.teacher, mesh=mesh, modality=plan.modality) if plan.teacher else None
     student = model_files.saved(home) if home else student_of(plan, task, teacher, mesh)
     if plan.audio and home is not None:
         student = student._replace(sounds=model_files.saved_sounds(home))
@@ -104,16 +104,16 @@ def read_again(
     """Reads the model that a run began with, which is no preset, with parameters as of `Begun`."""
     if plan.audio:
         return _hearing(plan, _load(plan, mesh))
-    medium = forms.IMAGES if learns_projector else None
-    return models.load(plan.model, mesh=mesh, medium=medium, says_ignored=not plan.images)
+    modality = forms.IMAGES if learns_projector else None
+    return models.load(plan.model, mesh=mesh, modality=modality, says_ignored=not plan.images)
 
 
 def _load(plan: plans.Plan, mesh: sharding.Mesh | None) -> model_files.Checkpoint:
     """Reads the model that a plan names, with what it sees by, or hears by if it does already."""
-    medium = plan.medium
-    if plan.audio and models.medium_of(plan.model) is not forms.AUDIO:
-        medium = None
-    return models.load(plan.model, mesh=mesh, flags=plan.model_flags, medium=medium)
+    modality = plan.modality
+    if plan.audio and models.modality_of(plan.model) is not forms.AUDIO:
+        modality = None
+    return models.load(plan.model, mesh=mesh, flags=plan.model_flags, modality=modality)
 
 
 def _hearing(plan: plans.Plan, read: model_files.Checkpoint) -> model_files.Checkpoint:

@@ -132,11 +132,11 @@ def mesh_of(plan: plans.Plan, learning: tuning.Config) -> sharding.Mesh | None:
 
 def require_media(plan: plans.Plan, train: Sequence[data.Example]) -> None:
     """Raises ValueError if no example that is learnt from has what is read beside text."""
-    medium = plan.medium
-    if medium is not None and train and not any(example.media for example in train):
+    modality = plan.modality
+    if modality is not None and train and not any(example.media for example in train):
         raise ValueError(
-            f"no row of {plan.environment} that is learnt from has any {medium.nouns}: name some "
-            f"in a column {medium.name}, or leave --{medium.name} out"
+            f"no row of {plan.environment} that is learnt from has any {modality.nouns}: name some "
+            f"in a column {modality.name}, or leave --{modality.name} out"
         )
 
 
@@ -238,7 +238,7 @@ class TextWork(Work):
             hashes = self.sight.details(learns=self.learning.learns_projector)
         if (sense := self.student.sense) is not None:
             files = sights.fingerprint(self.shown)
-            hashes[sights.MEDIA.format(sense.rows.medium.name)] = files
+            hashes[sights.MEDIA.format(sense.rows.modality.name)] = files
         if self.base is None:
             return hashes
         return {**hashes, run_folder.BASE: self.base_sha256 or model_files.fingerprint(self.base)}

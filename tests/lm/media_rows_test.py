@@ -243,7 +243,7 @@ def test_a_row_with_a_clip_is_the_same_in_every_form(folder: pathlib.Path, hears
     # Read as text alone, the columns are ignored and counted.
     _, report = data.read_jsonl(written(folder, *HEARD[:2]), hears)
     assert report.ignored_keys == {"audio": 1, "audios": 1}
-    on_test = {splits.is_on(row, "test", hears, medium=forms.AUDIO) for row in HEARD}
+    on_test = {splits.is_on(row, "test", hears, modality=forms.AUDIO) for row in HEARD}
     assert len(on_test) == 1
 
 
@@ -332,7 +332,7 @@ def test_an_image_is_on_one_side_with_all_of_its_questions(
             {"messages": [user([{**IMAGE, "path": name}, TEXT]), ANSWER]},
             {"chosen": [user([{**IMAGE, "path": name}, TEXT]), ANSWER], "rejected": []},
         ]
-        on_test = {splits.is_on(row, "test", tokenizer, medium=forms.IMAGES) for row in rows}
+        on_test = {splits.is_on(row, "test", tokenizer, modality=forms.IMAGES) for row in rows}
         assert len(on_test) == 1
         sides[name] = on_test.pop()
     assert 0 < sum(sides.values()) < 20
@@ -341,7 +341,8 @@ def test_an_image_is_on_one_side_with_all_of_its_questions(
     assert len({splits.is_on(row, "test", tokenizer) for row in rows}) == 1
     malformed = {"prompt": "How many?", "images": [3], "completion": "2"}
     assert all(
-        splits.is_on(malformed, side, tokenizer, medium=forms.IMAGES) for side in ("train", "test")
+        splits.is_on(malformed, side, tokenizer, modality=forms.IMAGES)
+        for side in ("train", "test")
     )
     for name in sides:
         PIL.Image.new("RGB", (2, 2)).save(folder / name)

@@ -138,7 +138,7 @@ def sees(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def leaves(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns all parameters of a model that sees, and how it prepares images."""
-    read = models.load(path, medium=forms.IMAGES)
+    read = models.load(path, modality=forms.IMAGES)
     assert read.images is not None
     return trees.named_leaves({"encoder": read.images.params, "model": read.params})
 
@@ -158,7 +158,7 @@ def test_a_model_that_sees_is_two_files_and_their_folder_again(
     ]
     assert cli.main(("export", str(out), "--out", str(again))) == 0
     expected = leaves(sees)
-    one, two = (models.load(path, medium=forms.IMAGES).images for path in (sees, out))
+    one, two = (models.load(path, modality=forms.IMAGES).images for path in (sees, out))
     assert one is not None and two is not None
     assert (one.config, one.preparation) == (two.config, two.preparation)
     assert (one.fingerprint, sights.of_model(out).images.fingerprint) == (two.fingerprint,) * 2

@@ -175,7 +175,7 @@ def test_an_image_is_seen_and_read_once(
     sees: pathlib.Path, picture: pathlib.Path, begins: list[int]
 ):
     """Each answer is that of a writer which is given the whole row with its images at once."""
-    checkpoint = models.load(sees, medium=forms.IMAGES)
+    checkpoint = models.load(sees, modality=forms.IMAGES)
     writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
     talk = conversation.Conversation(writer=writer, context=CONTEXT)
     blind = conversation.Conversation(writer=writer, context=CONTEXT)

@@ -189,7 +189,7 @@ def test_a_model_that_sees_answers_about_images(
     command = ["generate", f"--model={sees}", "--prompt=ab", "--max-new-tokens=4", "--chat"]
     assert cli.main([*command, "--temperature=0", *(f"--image={path}" for path in paths)]) == 0
     text = capsys.readouterr().out.rstrip("\n")
-    checkpoint = models.load(sees, medium=forms.IMAGES)
+    checkpoint = models.load(sees, modality=forms.IMAGES)
     bpe, seen = checkpoint.tokenizer, checkpoint.images
     assert seen is not None and checkpoint.params is not None
     images = [interleaved.Image(path, 0, 4) for path in paths]
@@ -200,7 +200,7 @@ def test_a_model_that_sees_answers_about_images(
     assert generate_command._question(options, checkpoint) == ((bpe.bos_id, *row.ids), (*media,))
     out = tmp_path / "out"
     exports.save(checkpoint, out, sorted(sees.glob("*token*")))
-    again = models.load(out, medium=forms.IMAGES)
+    again = models.load(out, modality=forms.IMAGES)
     jax.tree.map(np.testing.assert_array_equal, again.params, checkpoint.params)
     assert again.images is not None and again.images.config == seen.config
     pooled = seen.features(media)[None]

@@ -101,8 +101,8 @@ def test_a_reward_model_judges_answers_to_images(
     path = train(tmp_path / "run", "reward-model", data, sees, steps=2)
     config = json.loads((path / "config.json").read_text())
     assert {sights.ENCODER, sights.PROJECTOR, sights.MEDIA.format("images")} <= config.keys()
-    start: Any = models.load(sees, medium=forms.IMAGES).params
-    seeing: Any = reward_models.load(path, medium=forms.IMAGES).params
+    start: Any = models.load(sees, modality=forms.IMAGES).params
+    seeing: Any = reward_models.load(path, modality=forms.IMAGES).params
     blind: Any = reward_models.load(path).params
     got = seeing["decoder"][vision.PROJECTOR]
     jax.tree.map(np.testing.assert_array_equal, got, start[vision.PROJECTOR])
@@ -167,10 +167,10 @@ def test_learners_with_images_go_on_bit_by_bit(
         of_run = reward_models.load
     else:
         of_run = models.load
-    got, expected = (of_run(path, medium=forms.IMAGES).params for path in (part, whole))
+    got, expected = (of_run(path, modality=forms.IMAGES).params for path in (part, whole))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     if algorithm == "warp":
-        merged = models.load(whole / "merged-000004", medium=forms.IMAGES)
+        merged = models.load(whole / "merged-000004", modality=forms.IMAGES)
         assert merged.images is not None and (whole / "front.csv").is_file()
 
 

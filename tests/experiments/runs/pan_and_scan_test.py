@@ -65,13 +65,13 @@ def test_a_run_that_cuts_goes_on_so_whatever_its_folder_says(
     assert len(given) == 3 * NUM_VIEWS
     set_in_folder(folder, do_pan_and_scan=False)
     experiments.resume(paths[0], steps=4, quiet=True)
-    one, other = (models.of_run(opened.open(p), medium=forms.IMAGES) for p in paths)
+    one, other = (models.of_run(opened.open(p), modality=forms.IMAGES) for p in paths)
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.images is not None and one.images.preparation.pan_and_scan
 
 
 def test_what_is_asked_for_stands_before_what_the_folder_says(folder: pathlib.Path):
-    read = models.load(folder, medium=forms.IMAGES)
+    read = models.load(folder, modality=forms.IMAGES)
     assert read.images is not None and not read.images.preparation.pan_and_scan
     pixels = np.zeros((9, 7, 3), np.uint8)
     for crops, expected in ((None, 1), (True, NUM_VIEWS), (False, 1)):

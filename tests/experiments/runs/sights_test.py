@@ -122,7 +122,7 @@ def tuned(finished: Tuned) -> pathlib.Path:
 
 def learnt(path: pathlib.Path, images: bool = True) -> Any:
     """Returns the parameters of a model or run."""
-    return models.load(path, medium=forms.IMAGES if images else None).params
+    return models.load(path, modality=forms.IMAGES if images else None).params
 
 
 def equal(one: pathlib.Path, other: pathlib.Path) -> None:
@@ -134,7 +134,7 @@ def equal(one: pathlib.Path, other: pathlib.Path) -> None:
 
 def test_a_decoder_learns_beside_what_it_sees_by(tuned: pathlib.Path, sees: pathlib.Path):
     config = json.loads((tuned / "config.json").read_text())
-    start, end = models.load(sees, medium=forms.IMAGES), models.load(tuned, medium=forms.IMAGES)
+    start, end = models.load(sees, modality=forms.IMAGES), models.load(tuned, modality=forms.IMAGES)
     assert config["plan"]["images"] and start.images is not None and end.images is not None
     assert config[sights.ENCODER] == start.images.fingerprint == end.images.fingerprint
     assert config[sights.PROJECTOR] == trees.fingerprint(learnt(sees)[vision.PROJECTOR])
@@ -155,7 +155,7 @@ def test_the_loss_of_a_run_is_that_of_the_model_and_the_images(
     tuned: pathlib.Path, rows: pathlib.Path, sees: pathlib.Path
 ):
     """Its evaluation, from a full pass of one row without padding; other images give another."""
-    checkpoint = models.load(tuned, medium=forms.IMAGES)
+    checkpoint = models.load(tuned, modality=forms.IMAGES)
     assert checkpoint.images is not None
     subject = subjects.Subject(path=tuned, run=opened.open(tuned))
     evaluator = evaluation.evaluator_of(subject)
@@ -271,7 +271,7 @@ def set_in_folder(folder: pathlib.Path, **fields: Any) -> None:
 
 def cuts(path: pathlib.Path) -> bool:
     """Returns whether a model gives long images with crops."""
-    images = models.load(path, medium=forms.IMAGES).images
+    images = models.load(path, modality=forms.IMAGES).images
     assert images is not None
     return images.preparation.pan_and_scan
 
@@ -310,7 +310,7 @@ def test_a_finished_run_answers_and_is_written_whole(
     answer = capsys.readouterr().out
     out = tmp_path / "out"
     assert cli.main(["export", str(tuned), f"--out={out}"]) == 0
-    one, other = (models.load(path, medium=forms.IMAGES) for path in (tuned, out))
+    one, other = (models.load(path, modality=forms.IMAGES) for path in (tuned, out))
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.images is not None and other.images is not None
     assert one.images.fingerprint == other.images.fingerprint
@@ -319,7 +319,7 @@ def test_a_finished_run_answers_and_is_written_whole(
     command[1] = f"--model={out}"
     assert cli.main([*command, "--temperature=0", image]) == 0
     assert capsys.readouterr().out == answer
-    assert models.medium_of(tuned) == models.medium_of(out) == forms.IMAGES
+    assert models.modality_of(tuned) == models.modality_of(out) == forms.IMAGES
 
 
 @pytest.mark.slow
@@ -348,19 +348,21 @@ def test_what_a_run_sees_by_is_known_by_its_hash(
     shutil.copytree(sees, moved)
     shutil.copytree(sees, other)
     part = as_killed(tuned, tmp_path / "part", 2)
-    kept = models.load(part, base=str(moved), medium=forms.IMAGES).params
-    jax.tree.map(np.testing.assert_array_equal, kept, models.load(part, medium=forms.IMAGES).params)
+    kept = models.load(part, base=str(moved), modality=forms.IMAGES).params
+    jax.tree.map(
+        np.testing.assert_array_equal, kept, models.load(part, modality=forms.IMAGES).params
+    )
     settings = other / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("0.5", "0.25"))
     with pytest.raises(ValueError, match=r"encoder of images of .*other is not the one"):
-        models.load(part, base=str(other), medium=forms.IMAGES)
+        models.load(part, base=str(other), modality=forms.IMAGES)
     with pytest.raises(ValueError, match=r"the encoder .* has changed since the run began"):
         experiments.resume(part, base=str(other), quiet=True)
     config = json.loads((part / "config.json").read_text())
     config["plan"]["model"] = str(part)
     (part / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is its own base"):
-        models.load(part, medium=forms.IMAGES)
+        models.load(part, modality=forms.IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, rows: pathlib.Path) -> pathl
 
 def learnt(path: pathlib.Path) -> Any:
     """Returns the parameters of a run that hears."""
-    return models.load(path, medium=forms.AUDIO).params
+    return models.load(path, modality=forms.AUDIO).params
 
 
 def test_an_encoder_of_sound_learns_with_its_decoder(tuned: pathlib.Path, rows: pathlib.Path):
@@ -91,7 +91,7 @@ def test_an_encoder_of_sound_learns_with_its_decoder(tuned: pathlib.Path, rows: 
 
 def test_the_loss_of_a_run_is_that_of_the_model_and_the_clips(tuned: pathlib.Path):
     """Its evaluation, from a full pass of one row without padding; other clips give another."""
-    checkpoint = models.load(tuned, medium=forms.AUDIO)
+    checkpoint = models.load(tuned, modality=forms.AUDIO)
     assert checkpoint.sounds is not None
     evaluator = evaluation.evaluator_of(subjects.Subject(path=tuned, run=opened.open(tuned)))
     example = evaluator.test[0]
@@ -179,7 +179,7 @@ def test_a_student_learns_from_a_teacher_that_hears(
     assert repeated(part) == repeated(path)
     assert np.isfinite(float(repeated(path)[-1]["teacher_distance"]))
     deaf = train(tmp_path / "deaf", rows, audio=False, model=str(tuned), steps=2)
-    assert models.medium_of(deaf) is None
+    assert models.modality_of(deaf) is None
     again = train(tmp_path / "again", rows, model=str(deaf), num_seeds=2)
     assert hearing.HEARING in learnt(again)
     further = train(tmp_path / "further", rows, model=str(again), steps=2)
