@@ -44,7 +44,7 @@ class Config:
     hidden_dim: int = 4304  # F.
     norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"  # Type of the computation, not of params.
-    query_block: int = 256  # Patches whose scores are in memory at once, >= 1. Ours.
+    query_block: int = 1024  # Patches whose scores are in memory at once, >= 1. Ours.
     remat: bool = False  # Whether the backward pass recomputes each layer's activations.
 
     def __post_init__(self) -> None:

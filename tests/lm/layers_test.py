@@ -60,6 +60,32 @@ def test_attend_golden(variant):
     np.testing.assert_allclose(got, [[[5.0, 6.0]]], rtol=1e-6)
 
 
+# A mask of all queries, and one of each; blocks that divide the queries, and that leave a rest.
+@pytest.mark.parametrize("queries", [1, 6])
+@pytest.mark.parametrize("most", [2, 4])
+def test_blocks_of_each_head_are_the_whole(queries: int, most: int):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, 6, 4, 3))  # Two queries a key-value head.
+    k, v = (jax.random.normal(key, (2, 2, 5, 3)) for key in keys[1:3])
+    mask = jax.random.bernoulli(keys[3], 0.7, (2, queries, 5))
+
+    def value(attend, q, k, v):
+        out = attend(q, k, v)
+        return jnp.sum(out * jnp.arange(out.size).reshape(out.shape)), out
+
+    ways = (
+        lambda q, k, v: layers.attend(q, k, v, mask),
+        lambda q, k, v: layers.attend_in_blocks(q, k, v, mask, most),
+    )
+    whole, blocks = (
+        jax.value_and_grad(lambda *given, way=way: value(way, *given), (0, 1, 2), has_aux=True)(
+            q, k, v
+        )
+        for way in ways
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), whole, blocks)
+
+
 def test_a_query_that_sees_nothing_is_finite():
     ones = jnp.ones((1, 2, 1, 2))
     nothing = jnp.zeros((1, 2, 2), bool)
