@@ -314,7 +314,6 @@ def test_the_page_of_results_shows_the_files_as_they_are(capsys: pytest.CaptureF
 TINY = ("--preset=tiny", "--rows=2", "--length=8", "--prompt=4", "--new=4", "--seconds=0.01")
 
 
-@pytest.mark.slow
 def test_the_speed_of_a_run_is_that_of_its_later_half():
     written = [
         {"steps": "10", "wall_seconds": "9", "wait_seconds": "8"},  # It compiles.
@@ -345,6 +344,7 @@ def test_runs_over_processes_and_with_workers_are_measured(monkeypatch: pytest.M
         speeds.trained(speeds.of_folder, ["dqn", game, "--set=shards=3", "--num-envs=4"])
 
 
+@pytest.mark.slow
 def test_the_share_of_a_peak_is_of_the_products_of_the_shapes(capsys: pytest.CaptureFixture[str]):
     arguments = [*TINY, "--dtype=float32", "--peak=1e9", "--bandwidth=1e9", "--work=forward"]
     assert utilisation.main(arguments) == 0
