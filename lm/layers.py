@@ -179,14 +179,16 @@ def attend_in_blocks(
         filled = jnp.pad(x, ((0, 0), (0, num_blocks * size - t), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(filled.reshape(x.shape[0], num_blocks, size, *x.shape[2:]), 1, 0)
 
-    one_mask = mask.shape[1] == 1
-    masks = mask if one_mask else blocks(mask)
+    masks = None if mask.shape[1] == 1 else blocks(mask)  # None: all blocks share one.
 
     def of_head(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q, k, v = given[0], given[1][:, None], given[2][:, None]
-        if one_mask:
-            return jax.lax.map(jax.checkpoint(lambda q: attend(q, k, v, mask)), q)
-        of_block = jax.checkpoint(lambda pair: attend(pair[0], k, v, pair[1]))
+
+        @jax.checkpoint
+        def of_block(block: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+            q, own_mask = block
+            return attend(q, k, v, mask if own_mask is None else own_mask)
+
         return jax.lax.map(of_block, (q, masks))
 
     num_kv = k.shape[1]

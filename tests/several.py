@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
+from kullback.experiments.benchmarks import commands
+
 # What is compiled in these tests runs for milliseconds.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
@@ -44,22 +46,15 @@ def running(
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FAST}",
         **environment,
     }
-    with contextlib.ExitStack() as stack:
-        started = []
-        for index in range(count):
-            values = {"@PORT": port, "@COUNT": str(count), "@INDEX": str(index)}
-            arguments = list(command)
-            for name, value in values.items():
-                arguments = [argument.replace(name, value) for argument in arguments]
-            process = subprocess.Popen(
-                [*(inside[index] if inside else ()), sys.executable, *arguments],
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.append(stack.enter_context(process))
-            stack.callback(process.kill)  # Before the wait of its own exit.
+    lines = list[list[str]]()
+    for index in range(count):
+        values = {"@PORT": port, "@COUNT": str(count), "@INDEX": str(index)}
+        arguments = list(command)
+        for name, value in values.items():
+            arguments = [argument.replace(name, value) for argument in arguments]
+        lines.append([*(inside[index] if inside else ()), sys.executable, *arguments])
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with commands.together(lines, env=variables, **both) as started:
         yield started
 
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from kullback.experiments.benchmarks import machine, peer
 
@@ -34,6 +34,23 @@ def path() -> str:
     if command is None:
         raise FileNotFoundError("the kullback command is not installed beside this Python")
     return command
+
+
+@contextlib.contextmanager
+def together(lines: Sequence[Sequence[str]], **how: Any) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts processes, and kills those that are left when the block ends.
+
+    Args:
+      lines: command line of each.
+      **how: further arguments of `subprocess.Popen`.
+    """
+    with contextlib.ExitStack() as stack:
+        started = list[subprocess.Popen[str]]()
+        for line in lines:
+            process = subprocess.Popen(line, text=True, **how)
+            started.append(stack.enter_context(process))
+            stack.callback(process.kill)  # Before the wait of its own exit.
+        yield started
 
 
 def watch(arguments: Sequence[str]) -> Watched:
@@ -63,8 +80,7 @@ def watch(arguments: Sequence[str]) -> Watched:
             seconds = time.perf_counter() - start
             reader.join()
         complaints.seek(0)
-        last = (complaints.read().strip().splitlines() or ["no message"])[-1]
+        said = complaints.read()
     if process.returncode:
-        called = " ".join(["kullback", *arguments])
-        raise peer.PeerError(f"{called} ended with {process.returncode}: {last}")
+        raise peer.failed(["kullback", *arguments], process.returncode, said)
     return Watched(min(firsts, default=seconds), seconds, peak)

@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kullback.core import files
 
@@ -79,13 +79,18 @@ def _numbers(interpreter: str | pathlib.Path, *arguments: object) -> dict[str, f
         raise PeerError(f"{said}: {error}") from error
 
 
+def failed(command: Sequence[str], status: int, complaints: str) -> PeerError:
+    """Returns the error of a command that ended with a status; its last complaint says why."""
+    last = (complaints.strip().splitlines() or ["no message"])[-1]
+    return PeerError(f"{' '.join(command)} ended with {status}: {last}")
+
+
 def _run(command: list[str], seconds: float) -> str:
     try:
         return subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=seconds
         ).stdout
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PeerError(f"{' '.join(command)} ended with {error.returncode}: {last}") from error
+        raise failed(command, error.returncode, error.stderr) from error
     except (OSError, subprocess.SubprocessError) as error:
         raise PeerError(f"{' '.join(command)}: {error}") from error

@@ -1,5 +1,6 @@
 """A step of supervised tuning over processes, at equal rows: what their agreement costs."""
 
+import functools
 import pathlib
 import socket
 from typing import NamedTuple
@@ -69,19 +70,16 @@ def exchanged(processes: int, num_params: int) -> float:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures a run of each kind in turn; the peer is one process of one device."""
     del run_peer
-    best: dict[str, Measured] = {}
-    for _ in range(budget.rounds):
-        for name, sizes in SHARED.items():
-            measured = measure(*sizes)
-            best[name] = max(measured, best.get(name, measured))
-    work = f"step of SFT, {SIZES['batch_size']} rows"
+    measures = {name: functools.partial(measure, *sizes) for name, sizes in SHARED.items()}
+    best, work = speeds.in_turn(measures, budget.rounds), f"step of SFT, {SIZES['batch_size']} rows"
+    alone = {ALONE: best[ALONE].rate}
     return [
         rows.Row(
             name=f"{work}, {measured.num_params / 1e6:.1f} M weights, {name}",
             ours=measured.rate,
             unit="steps/s",
             details={"bytes_a_step": exchanged(SHARED[name][0], measured.num_params)},
-            **({} if name == ALONE else {"peer": ALONE, "peer_value": best[ALONE].rate}),
+            **({} if name == ALONE else rows.of_peer(alone, ALONE)),
         )
         for name, measured in best.items()
     ]

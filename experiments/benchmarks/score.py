@@ -67,10 +67,7 @@ def after(
                 late = time.perf_counter() - start - seconds
                 end(process)
             else:
-                reason = (complaints.strip().splitlines() or ["no message"])[-1]
-                raise peer.PeerError(
-                    f"kullback train {agent} ended with {process.returncode}: {reason}"
-                )
+                raise peer.failed(["kullback", "train", agent], process.returncode, complaints)
     if math.isnan(score.value) or late > 1:
         why = f"the record was read {late:.0f} s late" if late > 1 else "no episode has ended"
         raise peer.PeerError(f"{agent} on {environment} after {seconds:g} s: {why}")

@@ -1,18 +1,26 @@
 """The speed of runs as commands train them, read from what they log."""
 
-import contextlib
 import os
 import pathlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from kullback.core import replayed
 from kullback.experiments.benchmarks import commands, peer
 from kullback.experiments.runs import run_folder
 
+
+class _Rated(Protocol):
+    @property
+    def rate(self) -> float:
+        """Steps a second."""
+        ...
+
+
 T = TypeVar("T")
+Rated = TypeVar("Rated", bound=_Rated)
 
 
 class Speed(NamedTuple):
@@ -40,24 +48,29 @@ def trained(
       PeerError: if one of them fails.
     """
     variables = {**os.environ, **(environment or {})}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        out, started = pathlib.Path(folder) / "run", list[subprocess.Popen[str]]()
-        for more in processes:
-            process = subprocess.Popen(
-                [commands.path(), "train", *arguments, *more, "--out", str(out)],
-                env=variables,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.append(stack.enter_context(process))
-            stack.callback(process.kill)  # Before the wait of its own exit.
-        for process in started:
-            said = process.communicate()[1].strip().splitlines() or ["no message"]
-            if process.returncode:
-                called = " ".join(["kullback train", *arguments])
-                raise peer.PeerError(f"{called} ended with {process.returncode}: {said[-1]}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "run"
+        whole = [commands.path(), "train", *arguments, "--out", str(out)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with commands.together(
+            [[*whole, *more] for more in processes], env=variables, **quiet
+        ) as run:
+            for process in run:
+                _, complaints = process.communicate()
+                if process.returncode:
+                    called = ["kullback", "train", *arguments]
+                    raise peer.failed(called, process.returncode, complaints)
         return read(out)
+
+
+def in_turn(measures: Mapping[str, Callable[[], Rated]], rounds: int) -> dict[str, Rated]:
+    """Measures runs in turn, `rounds` times; returns the fastest of each, by name."""
+    best: dict[str, Rated] = {}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            measured = measure()
+            best[name] = max(measured, best.get(name, measured), key=lambda x: x.rate)
+    return best
 
 
 def of_folder(path: pathlib.Path) -> Speed:

@@ -1,6 +1,8 @@
 """Emulators that others step: what threads, processes and chunks give, and who waits for whom."""
 
+import functools
 import pickle
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,40 +14,54 @@ from kullback.experiments.runs import plans, resolved, staffing
 
 AGENT, NUM_ENVS, SHARDS = "dqn", 16, 2
 ALONE = "one thread"
-APART = (f"shards={SHARDS}", "lag=1")
-# Settings of the run, and flags of who steps it.
-WHO: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    ALONE: ((), ()),
-    "2 threads": (APART, ()),
-    "2 processes, chunks of 1 tick": (APART, ("--workers=2",)),
-    "2 processes, chunks of 8": ((*APART, "chunk_ticks=8"), ("--workers=2",)),
+
+
+class Way(NamedTuple):
+    """A way of stepping emulators apart from learning."""
+
+    settings: tuple[str, ...]
+    ticks: int = 1  # Of a chunk.
+    flags: tuple[str, ...] = ()  # By which processes step them.
+
+
+_APART = (f"shards={SHARDS}", "lag=1")
+WAYS = {
+    ALONE: Way(()),
+    "2 threads": Way(_APART),
+    "2 processes, chunks of 1 tick": Way(_APART, 1, ("--workers=2",)),
+    "2 processes, chunks of 8": Way((*_APART, "chunk_ticks=8"), 8, ("--workers=2",)),
 }
 # Agent steps of a run: about half a minute on two cores.
 STEPS = {"atari/pong": 8_000, "gym/CartPole-v1": 40_000}
 SMALL = ("min_replay_size=1000", "capacity=10000")
 
 
-def speed(environment: str, who: str, steps: int) -> dict[str, float]:
-    """Returns agent steps a second; of processes the share of waiting, and bytes a step, too."""
-    settings, flags = WHO[who]
-    settings = (*SMALL, *settings)
-    given = [f"--set={setting}" for setting in settings]
+def speed(environment: str, way: Way, steps: int) -> speeds.Speed:
+    """Measures agent steps a second."""
+    given = [f"--set={setting}" for setting in (*SMALL, *way.settings)]
     sizes = (f"--num-envs={NUM_ENVS}", f"--steps={steps}", f"--log-every={steps // 10}")
     never = "--checkpoint-every=1000000000"
-    trained = speeds.trained(speeds.of_folder, [AGENT, environment, *sizes, never, *given, *flags])
-    measured = {"steps_per_second": trained.rate}
-    ticks = 8 if "chunk_ticks=8" in settings else 1
-    if flags:  # With threads the time counts a learner step that has returned, but not computed.
-        measured["share_of_waiting"] = trained.wait_seconds * trained.rate / (NUM_ENVS * ticks)
-        measured["bytes_a_step"] = num_bytes(environment, settings, ticks)
-    return measured
+    arguments = [AGENT, environment, *sizes, never, *given, *way.flags]
+    return speeds.trained(speeds.of_folder, arguments)
 
 
-def num_bytes(environment: str, settings: tuple[str, ...], ticks: int) -> float:
+def details(environment: str, way: Way, measured: speeds.Speed) -> dict[str, float]:
+    """Returns, of processes, the share of the time for which they are waited for, and bytes.
+
+    With threads the time counts what a learner step that has returned has left to compute.
+    """
+    if not way.flags:
+        return {}
+    share = measured.wait_seconds * measured.rate / (NUM_ENVS * way.ticks)
+    return {"share_of_waiting": share, "bytes_a_step": num_bytes(environment, way)}
+
+
+def num_bytes(environment: str, way: Way) -> float:
     """Returns the bytes that a worker sends and gets for an agent step, as they are pickled.
 
     The third chunk is measured: of the frames of a row that are stacked the newest is sent alone.
     """
+    settings, ticks = (*SMALL, *way.settings), way.ticks
     plan = plans.Plan(
         agent=AGENT, environment=environment, num_envs=NUM_ENVS, steps=1, settings=settings
     )
@@ -73,22 +89,19 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     del run_peer
     results = list[rows.Row]()
     for environment, steps in STEPS.items():
-        best: dict[str, dict[str, float]] = {}
-        for _ in range(budget.rounds):
-            for who in WHO:
-                rates = speed(environment, who, steps)
-                known = best.get(who, rates)
-                best[who] = max(rates, known, key=lambda x: x["steps_per_second"])
-        alone = best[ALONE].pop("steps_per_second")
-        for who, measured in best.items():
-            beside = {} if who == ALONE else {"peer": ALONE, "peer_value": alone}
-            results.append(
-                rows.Row(
-                    name=f"{environment}, {AGENT}, {NUM_ENVS} envs stepped by {who}",
-                    ours=measured.pop("steps_per_second", alone),
-                    unit="steps/s",
-                    details=measured,
-                    **beside,
-                )
+        measures = {
+            name: functools.partial(speed, environment, way, steps) for name, way in WAYS.items()
+        }
+        best = speeds.in_turn(measures, budget.rounds)
+        alone = {ALONE: best[ALONE].rate}
+        results += [
+            rows.Row(
+                name=f"{environment}, {AGENT}, {NUM_ENVS} envs stepped by {name}",
+                ours=measured.rate,
+                unit="steps/s",
+                details=details(environment, WAYS[name], measured),
+                **({} if name == ALONE else rows.of_peer(alone, ALONE)),
             )
+            for name, measured in best.items()
+        ]
     return results

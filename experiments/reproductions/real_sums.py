@@ -21,17 +21,12 @@ EXACT = "math"  # Whether an answer's number equals the reference's.
 _NUMBER = re.compile(r"\s*(\d{1,15})\s*")
 
 
-class Sums(Protocol):
+class Sums(study.Seeded, Protocol):
     """Configuration of a study of sums."""
 
     @property
     def digits(self) -> int:
         """Digits of a summand."""
-        ...
-
-    @property
-    def first_seed(self) -> int:
-        """The first stage's seed."""
         ...
 
     @property

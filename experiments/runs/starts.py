@@ -85,9 +85,8 @@ def of_plan(
     if teacher is None:
         return Begun(student, None, [model], sight)
     if sight is not None:
-        goes_on = home is not None
-        crops = sight.images.preparation.pan_and_scan if goes_on else plan.crops
-        teacher = teacher.cutting(crops)
+        as_recorded = sight.images.preparation.pan_and_scan
+        teacher = teacher.cutting(plan.crops if home is None else as_recorded)
         sights.check_shared(f"the teacher {plan.teacher}", teacher.images, plan.model, sight.images)
         teacher = teacher._replace(images=sight.images)  # One encoder is in memory.
     if student.sounds is not None and teacher.sounds is not None:

@@ -12,9 +12,11 @@ How images are prepared is partly llama.cpp's: a file has mean and deviation, by
 E width of the encoder, D width of the decoder.
 """
 
+import contextlib
 import functools
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -218,18 +220,24 @@ def _configs(
     if get(_WIDTH, int) != embed_dim:
         raise fields.error(f"clip.vision.{_WIDTH}", f"{embed_dim}, the width of the model beside")
     sizes: dict[str, Any] = {field: get(key, int) for key, field in _SIZES.items()}
-    pool = get(_POOL, int, _PUBLISHED_POOL)
-    try:
-        encoder = siglip.Config(**sizes, norm_epsilon=get(_EPSILON, float), dtype=dtype)  # type: ignore[arg-type]  # It checks it.
-        if pool < 1 or encoder.side % pool:
-            raise fields.error(f"clip.vision.{_POOL}", f"a divisor of {encoder.side} patches")
+    pool, epsilon = get(_POOL, int, _PUBLISHED_POOL), get(_EPSILON, float)
+    mean, std = (_decimals(fields, f"clip.vision.image_{key}") for key in ("mean", "std"))
+    with _named(fields.file):
+        encoder = siglip.Config(**sizes, norm_epsilon=epsilon, dtype=dtype)  # type: ignore[arg-type]  # It checks it.
+    if pool < 1 or encoder.side % pool:
+        raise fields.error(f"clip.vision.{_POOL}", f"a divisor of {encoder.side} patches")
+    with _named(fields.file):
         config = vision.Config(encoder=encoder, num_soft=(encoder.side // pool) ** 2, ids=ids)
-        mean, std = (_decimals(fields, f"clip.vision.image_{key}") for key in ("mean", "std"))
         return config, pictures.Config(side=encoder.image_size, mean=mean, std=std)
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Names the file in complaints of a block."""
+    try:
+        yield
     except ValueError as error:
-        message = str(error)
-        is_named = message.startswith(fields.file)
-        raise ValueError(message if is_named else f"{fields.file}: {message}") from error
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _decimals(fields: json_files.Record, key: str) -> Any:

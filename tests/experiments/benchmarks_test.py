@@ -336,9 +336,12 @@ def test_runs_over_processes_and_with_workers_are_measured(monkeypatch: pytest.M
     measured = processes.measure(2, 1)
     assert measured.rate > 0 and measured.num_params > 1e6
     game = "gym/CartPole-v1"
-    by_who = {who: workers.speed(game, who, 3_000) for who in workers.WHO}
-    assert all(one["steps_per_second"] > 0 for one in by_who.values())
-    one, eight = (by_who[f"2 processes, chunks of {n}"] for n in ("1 tick", "8"))
+    by_way = {name: workers.speed(game, way, 3_000) for name, way in workers.WAYS.items()}
+    assert all(measured.rate > 0 for measured in by_way.values())
+    one, eight = (
+        workers.details(game, workers.WAYS[name], by_way[name])
+        for name in (f"2 processes, chunks of {n}" for n in ("1 tick", "8"))
+    )
     assert 7 < one["bytes_a_step"] / eight["bytes_a_step"] < 8.1  # Parameters go with each chunk.
     with pytest.raises(peer.PeerError, match=r"ended with 2: .*shards=3"):
         speeds.trained(speeds.of_folder, ["dqn", game, "--set=shards=3", "--num-envs=4"])
