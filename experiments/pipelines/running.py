@@ -8,6 +8,7 @@ import contextlib
 import functools
 import pathlib
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from kullback.experiments.pipelines import outputs, stages
 from kullback.experiments.runs import owner
 
 LOG = ".log"
+_LOOK_SECONDS = 1.0
 _WAIT_SECONDS = 60.0  # For a process of an interrupted pipeline that is still saving.
 
 
@@ -36,6 +38,7 @@ def run(
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
     tick: Callable[[int, int], None] | None = None,
+    watch: Callable[[outputs.Planned], None] | None = None,
 ) -> pathlib.Path:
     """Does all stages that a file asks for, and reports on them; returns the pipeline's folder.
 
@@ -50,6 +53,7 @@ def run(
       quiet: prints no list of stages; what they print goes to a log beside each one's record.
       say: prints a line; None is `print`, at once.
       tick: is called after each stage, with the number of those that are finished and of all.
+      watch: is called every second with the stage that runs.
 
     Raises:
       ValueError: for an invalid file or option, or for what was changed, before any stage starts.
@@ -87,7 +91,9 @@ def run(
                 if outputs.read(one) is None:
                     if not quiet:
                         say(f"{number} of {len(planned)}, {one.label}:")
-                    _do(one, trust_code, one.record_file.with_suffix(LOG) if quiet else None)
+                    log = one.record_file.with_suffix(LOG) if quiet else None
+                    look = None if watch is None else functools.partial(watch, one)
+                    _do(one, trust_code, log, look)
                 if tick is not None:
                     tick(number, len(planned))
             summary.write(planned, tuple(without), report, folder, say=say)
@@ -100,13 +106,19 @@ def run(
     return folder
 
 
-def _do(planned: outputs.Planned, trust_code: bool, log: pathlib.Path | None) -> None:
+def _do(
+    planned: outputs.Planned,
+    trust_code: bool,
+    log: pathlib.Path | None,
+    look: Callable[[], None] | None,
+) -> None:
     """Does a stage, or goes on with it, and writes its record.
 
     Args:
       planned: the stage.
       trust_code: whether modules that it names may run.
       log: takes what it prints; None: the terminal does.
+      look: is called every second meanwhile.
 
     Raises:
       Failed: if it failed.
@@ -119,7 +131,7 @@ def _do(planned: outputs.Planned, trust_code: bool, log: pathlib.Path | None) ->
     begun = time.monotonic()
     # Other commands take what they are told as typed, and this file was checked.
     trust = [child.TRUST] if trust_code and is_run else []
-    status = _process([*planned.arguments, *trust], log)
+    status = _process([*planned.arguments, *trust], log, look)
     if status:
         end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise Failed(
@@ -131,7 +143,9 @@ def _do(planned: outputs.Planned, trust_code: bool, log: pathlib.Path | None) ->
     outputs.write_record(planned, time.monotonic() - begun)
 
 
-def _process(command: Sequence[str], log: pathlib.Path | None) -> int:
+def _process(
+    command: Sequence[str], log: pathlib.Path | None, look: Callable[[], None] | None
+) -> int:
     """Runs a command of `kullback` to its end; returns its status, negative for a signal.
 
     On KeyboardInterrupt it is asked to save, and waited for; a second one asks again.
@@ -145,8 +159,11 @@ def _process(command: Sequence[str], log: pathlib.Path | None) -> int:
     interruption: KeyboardInterrupt | None = None
     while True:
         try:
-            process.wait()
+            process.wait(None if look is None else _LOOK_SECONDS)
             break
+        except subprocess.TimeoutExpired:
+            if look is not None:
+                look()
         except KeyboardInterrupt as error:
             interruption = error
             process.terminate()

@@ -103,7 +103,7 @@ def start_chain(config: Config, of_task: str, journal: study.Journal) -> real_mo
     """Returns the stages by which the start learns."""
     given = config.model, config.start_steps, config.start_rate
     settings = {"lora.rank": config.rank}
-    return real_sums.chain(config, of_task, journal.path(START), *given, **settings)
+    return real_sums.chain(config, of_task, START, journal, *given, **settings)
 
 
 def stage(config: Config, name: str, of_task: str, start: str, seed: int) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def align(config: Config, name: str, seed: int, journal: study.Journal) -> Itera
     (of_start,) = study.where(journal.kept(START), table="start")
     start = start_chain(config, of_task, journal).last(of_start["stages"])
     given = stage(config, name, of_task, str(start), seed)
-    path = real_models.run({"policy": given}, journal.path(scratch(name, seed)))["policy"]
+    path = real_models.run({"policy": given}, scratch(name, seed), journal)["policy"]
     took = {"seconds": real_models.seconds(path)}
     policy = path / f"merged-{config.steps:06d}" if name == WARP else path
     measured = measure(config, of_task, policy, start)

@@ -124,7 +124,7 @@ def compare(
     about: study.Row
     if arm == LEARNT:
         given = {"learnt": stage(config, form, of_task)}
-        path = real_models.run(given, journal.path(f"learnt-{form}"))["learnt"]
+        path = real_models.run(given, f"learnt-{form}", journal)["learnt"]
         evaluator, params = real_models.loaded(config.model, of_task, **lengths)
         held = real_models.subject(path, of_task, **lengths).checkpoint.params
         about = {"seconds": real_models.seconds(path)}

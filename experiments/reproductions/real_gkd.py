@@ -91,7 +91,7 @@ def teacher_chain(config: Config, of_task: str, journal: study.Journal) -> real_
     """Returns the stages by which the teacher learns."""
     given = config.model, config.teacher_steps, config.teacher_rate
     settings = {"lora.rank": config.rank}
-    return real_sums.chain(config, of_task, journal.path(TEACHER), *given, **settings)
+    return real_sums.chain(config, of_task, TEACHER, journal, *given, **settings)
 
 
 def start_chain(
@@ -100,7 +100,7 @@ def start_chain(
     """Returns the stages by which the student learns before distillation."""
     layers = str(student_folder(config, teacher, journal))
     given = layers, config.student_steps, config.student_rate
-    return real_sums.chain(config, of_task, journal.path(START), *given)
+    return real_sums.chain(config, of_task, START, journal, *given)
 
 
 def distillation_stage(
@@ -166,7 +166,7 @@ def distil(config: Config, fraction: float, seed: int, journal: study.Journal) -
     teacher = teacher_chain(config, of_task, journal).last(of_teacher["stages"])
     start = start_chain(config, of_task, teacher, journal).last(of_start["stages"])
     given = distillation_stage(config, of_task, str(start), str(teacher), fraction, seed)
-    path = real_models.run({"distilled": given}, journal.path(scratch(fraction, seed)))["distilled"]
+    path = real_models.run({"distilled": given}, scratch(fraction, seed), journal)["distilled"]
     row = {"arm": name_of(fraction), "seed": seed, "stages": 1}
     row |= {"steps": config.steps_of(fraction), "seconds": real_models.seconds(path)}
     return [{**row, **measures(config, of_task, path, teacher)}]

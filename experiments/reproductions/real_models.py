@@ -19,7 +19,14 @@ from kullback.experiments.evaluate import evaluation as evaluations
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.pipelines import outputs, running, stages
 from kullback.experiments.reproductions import effects, judging, study
-from kullback.experiments.runs import converted, models, pretrained, saver
+from kullback.experiments.runs import (
+    converted,
+    driving,
+    models,
+    pretrained,
+    run_folder,
+    saver,
+)
 from kullback.lm import evaluation, gemma_config
 from kullback.lm.entailment import faithfulness
 
@@ -88,12 +95,30 @@ def warmup(steps: int) -> int:
     return max(1, steps // 10) if steps > 1 else 0
 
 
-def run(given: Mapping[str, Any], folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def run(
+    given: Mapping[str, Any], name: str, journal: study.Journal, *, before: int = 0
+) -> dict[str, pathlib.Path]:
     """Does the stages of a pipeline that are not done; returns what each has made, by its name.
 
-    What stages print is in FOLDER/stages/NAME-KEY.log.
+    The journal shows their steps and the metric that matters. What stages print is in
+    FOLDER/stages/NAME-KEY.log.
+
+    Args:
+      given: stages, by name.
+      name: of the pipeline's folder among the journal's parts.
+      journal: of the study.
+      before: steps of the running part that are done.
     """
-    running.run({"stage": given}, out=folder, quiet=True, say=lambda line: None)
+    reached: dict[str, int] = {}  # Steps, by the stages that have run here.
+
+    def watch(planned: outputs.Planned) -> None:
+        if rows := run_folder.RunFolder(planned.path).rows():
+            row = {column: float(value) for column, value in rows[-1].items()}
+            reached[planned.stage.name] = int(row["steps"])
+            journal.tick(before + sum(reached.values()), *driving.shown(row, "loss"))
+
+    folder = journal.path(name)
+    running.run({"stage": given}, out=folder, quiet=True, say=lambda line: None, watch=watch)
     planned = outputs.plan(stages.read({"stage": given}), folder)
     return {name: one.path for name, one in planned.items()}
 
@@ -156,14 +181,16 @@ class Chain(NamedTuple):
 
     stage_of: Callable[[str, int], dict[str, Any]]  # (model, number from 0) -> stage.
     model: str  # With which the first begins.
-    folder: pathlib.Path
+    name: str  # Of their folder among the journal's parts.
+    journal: study.Journal
 
     def last(self, count: int) -> pathlib.Path:
         """Returns what the last of `count` stages made; those that are not done are done first."""
         names = [f"tuned-{n}" for n in range(1, count + 1)]
         models = [self.model, *(f"{{{name}}}" for name in names)]
         stages = {name: self.stage_of(models[n], n) for n, name in enumerate(names)}
-        return run(stages, self.folder)[names[-1]]
+        *earlier, _ = (stage["steps"] for stage in stages.values())
+        return run(stages, self.name, self.journal, before=sum(earlier))[names[-1]]
 
     def until(
         self, score: Callable[[pathlib.Path], float], *, least: float, most_stages: int
@@ -184,10 +211,14 @@ class Chain(NamedTuple):
         reached = -np.inf
         for count in range(1, most_stages + 1):
             reached = score(self.last(count))
+            self.journal.say(
+                f"{self.name}: {reached:.3g} after {count} of at most {most_stages} stages, and "
+                f"{least:.3g} is enough"
+            )
             if reached >= least:
                 return count, reached
         raise ValueError(
-            f"{self.folder.name}: after {most_stages} stages of learning the score is "
+            f"{self.name}: after {most_stages} stages of learning the score is "
             f"{reached:.3g}, and {least:g} is needed; more stages, more steps or a higher rate may "
             "reach it"
         )

@@ -189,7 +189,7 @@ def write(
 
 def start_and_best(config: Config, journal: study.Journal) -> Iterator[study.Row]:
     """Yields measures of the start's texts, and of the best of N of them."""
-    path = real_models.run(start_stage(config), journal.path("runs"))[START]
+    path = real_models.run(start_stage(config), "runs", journal)[START]
     written = write(config, path, path, config.best_of[-1], config.first_seed)
     by_column = judges(config, journal)
     shown = [written.evaluator.example_texts(x)["prompt"] for x in written.examples]
@@ -210,7 +210,7 @@ def start_and_best(config: Config, journal: study.Journal) -> Iterator[study.Row
 def learn(config: Config, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields measures of a policy's texts, one of each held-out prompt."""
     folder = real_summaries.judge_folder("entailment", config.entailment, journal)
-    trained = real_models.run(stages(config, folder, seed), journal.path("runs"))
+    trained = real_models.run(stages(config, folder, seed), "runs", journal)
     written = write(config, trained["policy"], trained[START], 1, config.first_seed)
     texts = [of_prompt[0] for of_prompt in written.texts]
     described = real_summaries.describe(

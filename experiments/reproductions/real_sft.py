@@ -129,10 +129,10 @@ def measure(config: Config, arm: str, path: str, journal: study.Journal) -> Iter
 
 def tune(config: Config, rank: int, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields what tuning took, then the measures of the tuned model."""
-    folder = journal.path(scratch(rank, seed))
-    path = real_models.run({"tuned": stage(config, rank, seed)}, folder)["tuned"]
+    name = scratch(rank, seed)
+    path = real_models.run({"tuned": stage(config, rank, seed)}, name, journal)["tuned"]
     newest = max((path / "checkpoints").iterdir())
-    log = (folder / outputs.RECORDS / f"{path.name}.log").read_text()
+    log = (journal.path(name) / outputs.RECORDS / f"{path.name}.log").read_text()
     said = re.search(r"^memory: ([^(\n]+)", log, re.MULTILINE)
     row = {"arm": name_of(rank), "seconds": real_models.seconds(path)}
     row |= {"memory": said[1].strip() if said else "", "checkpoint_bytes": files_bytes(newest)}

@@ -5,7 +5,6 @@ answers as many as a study asks for.
 """
 
 import functools
-import pathlib
 import re
 from typing import Any, Protocol
 
@@ -109,7 +108,8 @@ def tokens(config: Sums) -> int:
 def chain(
     config: Sums,
     of_task: str,
-    folder: pathlib.Path,
+    name: str,
+    journal: study.Journal,
     model: str,
     steps: int,
     rate: float,
@@ -120,7 +120,8 @@ def chain(
     Args:
       config: of a study.
       of_task: see `task`.
-      folder: of the stages.
+      name: of the stages' folder.
+      journal: of the study.
       model: that learns.
       steps: of each stage.
       rate: of learning.
@@ -132,7 +133,7 @@ def chain(
         begin = "sft", of_task, model, steps, config.first_seed + 1_000 * number
         return real_models.train(*begin, settings={**given, **settings})
 
-    return real_models.Chain(stage, model, folder)
+    return real_models.Chain(stage, model, name, journal)
 
 
 def until(

@@ -36,7 +36,11 @@ class Journal:
     """Journal of a study: keeps the parts that are done, and shows progress."""
 
     def __init__(self, folder: pathlib.Path, bar: progress.Progress):
-        self._folder, self._bar, self._done = folder, bar, 0
+        self._folder, self._bar = folder, bar
+        self._done, self._running = (
+            0,
+            0,
+        )  # Steps of the parts that are done, and of the running one.
 
     def part(self, name: str, steps: int, compute: Callable[[], Iterable[Row]]) -> Rows:
         """Returns the rows of one part, from the folder if they are there.
@@ -50,6 +54,7 @@ class Journal:
           ValueError: if the part is in the folder, and is not as it was written.
         """
         path = self._folder / f"{name}.json"
+        self._running = steps
         if not path.is_file():
             rows = list(compute())
             kept = {"rows": rows, "crc32": _crc32(rows)}
@@ -68,8 +73,15 @@ class Journal:
         return self._folder / name
 
     def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
-        """Shows that `steps` of the running part are done, and the metric that matters."""
-        self._bar.update(self._done + steps, value, metric)
+        """Shows that `steps` of the running part are done, and the metric that matters.
+
+        A part that takes more steps than were estimated stands at all of them until it is done.
+        """
+        self._bar.update(self._done + min(steps, self._running), value, metric)
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self._bar.say(text)
 
 
 def _kept_rows(path: pathlib.Path) -> Rows:

@@ -145,7 +145,7 @@ class Drive:
                 if assessment.scores is not None or due.log:
                     state = self._log(state, assessment, notes, clock.lap(steps), bar)
                     score = _score(plan, assessment, notes)
-                bar.update(steps, *_shown(notes, self.work.axes.instead))
+                bar.update(steps, *shown(notes, self.work.axes.instead))
                 received = processes.agreed(self.signals.received)
                 if received and not due.finished:
                     stop = interrupts.Interrupted(number=received)
@@ -318,7 +318,7 @@ def _score(plan: plans.Plan, assessment: Assessment, notes: Mapping[str, float])
     return value if math.isfinite(value) else None
 
 
-def _shown(notes: Mapping[str, float], instead: str) -> tuple[float | None, str]:
+def shown(notes: Mapping[str, float], instead: str) -> tuple[float | None, str]:
     """Returns the mean return for the progress bar, or the column `instead`, and its name."""
     value = notes.get("recent_return")
     if instead and (value is None or math.isnan(value)):

@@ -76,6 +76,18 @@ def test_a_pipeline_runs_once_and_redoes_what_changed(tmp_path: pathlib.Path):
     assert rows[1]["reward that was lost"] == pytest.approx(rows[0]["reward"] - rows[1]["reward"])
 
 
+def test_a_stage_is_looked_at_while_it_runs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(running, "_LOOK_SECONDS", 0.01)
+    seen = set[str]()
+    watch = lambda one: seen.add(f"{one.label} {one.path.is_dir()}")  # noqa: E731
+    given = {"stage": {"start": contents()["stage"]["start"]}}
+    running.run(given, out=tmp_path / "out", quiet=True, say=lambda line: None, watch=watch)
+    names = {line.split("-")[0] for line in seen}
+    assert names == {"start"} and len(seen) == 2  # Before the run has a folder, and after.
+
+
 def test_nothing_is_done_before_all_is_checked(tmp_path: pathlib.Path):
     given = contents()
     given["stage"]["bits"]["format"] = "int5"

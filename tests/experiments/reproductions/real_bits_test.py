@@ -152,9 +152,9 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path: pathlib.Path):
         *("sft", "tokens/arithmetic", "tiny", 4, 0),
         settings={"max_prompt_length": 8, "max_new_tokens": 4, "batch_size": 4},
     )
-    path = real_models.run({"one": stage}, tmp_path / "runs")["one"]
+    journal = study.Journal(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+    path = real_models.run({"one": stage}, "runs", journal)["one"]
     assert real_models.seconds(path) > 0 and (path / "checkpoints" / "000000000004").is_dir()
     row = real_models.origin(str(path))
     assert row["model"] == path.name and len(row["sha256"]) == 64
-    journal = study.Journal(tmp_path, progress.Progress("test", 0, 1, quiet=True))
     assert journal.path("runs") == tmp_path / "runs"

@@ -53,22 +53,26 @@ def test_a_reward_is_near_one_where_an_answer_is_near():
 def test_a_model_learns_until_it_is_good_enough(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ):
-    ran: list[list[str]] = []
+    ran: list[tuple[list[str], int]] = []
 
-    def run(given: dict[str, Any], folder: pathlib.Path) -> dict[str, pathlib.Path]:
-        ran.append([stage["model"] for stage in given.values()])
-        return {name: folder / name for name in given}
+    def run(
+        given: dict[str, Any], name: str, journal: study.Journal, *, before: int
+    ) -> dict[str, pathlib.Path]:
+        ran.append(([stage["model"] for stage in given.values()], before))
+        return {stage: journal.path(name) / stage for stage in given}
 
     monkeypatch.setattr(real_models, "run", run)
     scores = {"tuned-1": 0.1, "tuned-2": 0.25, "tuned-3": 0.5}
-    chain = real_models.Chain(lambda model, number: {"model": model}, "base", tmp_path)
+    journal = study.Journal(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+    stage = lambda model, number: {"model": model, "steps": 5}  # noqa: E731
+    chain = real_models.Chain(stage, "base", "tuned", journal)
 
     def score(path: pathlib.Path) -> float:
         return scores[path.name]
 
     assert chain.until(score, least=0.2, most_stages=3) == (2, 0.25)
-    assert ran == [["base"], ["base", "{tuned-1}"]]
-    assert chain.last(3) == tmp_path / "tuned-3"
+    assert ran == [(["base"], 0), (["base", "{tuned-1}"], 5)]
+    assert chain.last(3) == tmp_path / "tuned" / "tuned-3"
     with pytest.raises(
         ValueError, match=r"after 2 stages of learning the score is 0\.25, and 0\.4"
     ):

@@ -59,6 +59,25 @@ def test_intervals_of_fields_are_checked():
         assert str(raised.value) == f"{name} must lie in {interval}, got {getattr(config, name)}"
 
 
+def test_what_runs_is_shown_and_never_as_more_than_its_part(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    shown: list[tuple[int, float | None, str]] = []
+    bar = progress.Progress("test", 0, 30, quiet=True)
+    monkeypatch.setattr(bar, "update", lambda done, *of: shown.append((done, *of)))
+    journal = study.Journal(tmp_path, bar)
+
+    def learn() -> study.Rows:
+        journal.tick(4, 0.5, "loss")
+        journal.tick(25, 0.25, "loss")  # It takes longer than was thought.
+        return []
+
+    for name in ("first", "second", "first"):
+        journal.part(name, 10, learn)
+    one, two = [(4, 0.5, "loss"), (10, 0.25, "loss")], [(14, 0.5, "loss"), (20, 0.25, "loss")]
+    assert shown == [*one, (10,), *two, (20,), (30,)]
+
+
 def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     ran: list[int] = []
 
