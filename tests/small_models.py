@@ -1,6 +1,7 @@
 """Small models: folders of models that write letters, one of which sees images, and a shape."""
 
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,23 +10,30 @@ from kullback.lm import blocks, chat, forms, gemma, siglip, tokenizer, vision
 from kullback.lm.formats import hugging_face, vision_files
 
 
+def shape(vocab_size: int, **sizes: Any) -> gemma.Config:
+    """Returns the shape of a small decoder: a local layer, of a short window, and a global one.
+
+    Args:
+      vocab_size: number of its tokens.
+      **sizes: further fields, in place of those that it has.
+    """
+    small: dict[str, Any] = {
+        **{"num_layers": 2, "pattern": 2, "window": 4, "embed_dim": 16, "hidden_dim": 32},
+        **{"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "query_scale": 8.0},
+    }
+    return gemma.Config(vocab_size=vocab_size, **{**small, **sizes})
+
+
+def shape_for(bpe: tokenizer.Tokenizer, **sizes: Any) -> gemma.Config:
+    """Returns such a shape of a tokenizer's tokens, with its ids of begin, end and padding."""
+    ids = {"bos_id": bpe.bos_id, "eos_ids": bpe.eos_ids, "pad_id": bpe.pad_id}
+    return shape(**{"vocab_size": bpe.vocab_size, **ids, **sizes})
+
+
 def divisible(bpe: tokenizer.Tokenizer) -> gemma.Config:
     """Returns the shape of a model that two devices divide, whatever is cut."""
-    return gemma.Config(
-        vocab_size=264,  # Two more than the tokenizer has.
-        num_layers=2,
-        pattern=1,
-        embed_dim=16,
-        hidden_dim=32,
-        window=4,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        query_scale=8.0,
-        bos_id=bpe.bos_id,
-        eos_ids=bpe.eos_ids,
-        pad_id=bpe.pad_id,
-    )
+    # Two tokens more than the tokenizer has.
+    return shape_for(bpe, vocab_size=264, pattern=1, num_kv_heads=2)
 
 
 def write(
@@ -36,22 +44,8 @@ def write(
     embed_dim: int = 16,
 ) -> pathlib.Path:
     """Writes an untrained model, of which top-k draws letters, digits and signs only."""
-    config = gemma.Config(
-        vocab_size=bpe.vocab_size,
-        num_layers=2,
-        embed_dim=embed_dim,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        hidden_dim=16,
-        window=8,
-        query_scale=8.0,
-        pattern=2,
-        context_length=256,
-        bos_id=bpe.bos_id,
-        eos_ids=bpe.eos_ids,
-        pad_id=bpe.pad_id,
-    )
+    sizes = {"embed_dim": embed_dim, "hidden_dim": 16, "window": 8, "context_length": 256}
+    config = shape_for(bpe, **sizes)
     params = jax.jit(gemma.make(config).init)(jax.random.key(seed))
     is_sign = np.array([piece.isascii() and piece.isalnum() for piece in bpe.pieces])
     params["embedding"] = params["embedding"] * is_sign[:, None]  # Else logits are 0.

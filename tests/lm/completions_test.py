@@ -10,20 +10,12 @@ import pytest
 from kullback.core import rollout
 from kullback.core.sampling import Sampling
 from kullback.lm import batches, completions, gemma, layers
+from tests import small_models
 from tests.states import fresh_params
 
 MODEL = gemma.make(
-    gemma.Config(
-        vocab_size=7,
-        num_layers=1,
-        embed_dim=8,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        hidden_dim=8,
-        window=4,
-        query_scale=8.0,
-        eos_ids=(1,),
+    small_models.shape(
+        7, num_layers=1, pattern=6, num_heads=1, embed_dim=8, hidden_dim=8, eos_ids=(1,)
     )
 )
 ACTING = {"params": fresh_params(MODEL.init)}

@@ -10,25 +10,13 @@ import pytest
 
 from kullback.core import learners, types
 from kullback.lm import audio, batches, blocks, gemma, hearing, interleaved
+from tests import small_models
 from tests.states import fresh_params
 
 MARKERS = blocks.Markers(
     image=blocks.Delimiters(30, 31, 32), audio=blocks.Delimiters(33, 34, 35), around="none"
 )
-DECODER = gemma.make(
-    gemma.Config(
-        vocab_size=36,
-        num_layers=2,
-        embed_dim=16,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        hidden_dim=32,
-        window=4,
-        query_scale=8.0,
-        pattern=2,
-    )
-)
+DECODER = gemma.make(small_models.shape(36))
 CONFIG = hearing.Config(bins=6, most_tokens=4, embed_dim=8, num_heads=2, hidden_dim=12)
 soft_vectors = jax.jit(hearing.soft_vectors, static_argnums=1)
 

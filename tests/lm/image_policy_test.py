@@ -14,23 +14,11 @@ from kullback.core import learners, rollout, types
 from kullback.core.sampling import Sampling
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, image_codes, image_grammar, image_policy, policy
+from tests import small_models
 from tests.states import fresh_params
 
 IDS = image_grammar.ids_of(20, 6, 4)
-MODEL = gemma.make(
-    gemma.Config(
-        vocab_size=IDS.total,
-        num_layers=2,
-        embed_dim=16,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        hidden_dim=32,
-        window=4,
-        query_scale=8.0,
-        pattern=2,
-    )
-)
+MODEL = gemma.make(small_models.shape(IDS.total))
 PARAMS = {"params": fresh_params(MODEL.init, 7)}
 P, T, ROWS = 7, 14, 6
 STOP = (1,)

@@ -12,23 +12,11 @@ from kullback.core import regularizers, rollout
 from kullback.core.sampling import Sampling
 from kullback.environments import dm, tokens
 from kullback.lm import batches, gemma, policy
+from tests import small_models
 from tests.states import fresh_params
 
 # A local layer, whose window is shorter than the prompts, and a global one.
-MODEL = gemma.make(
-    gemma.Config(
-        vocab_size=37,
-        num_layers=2,
-        embed_dim=16,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        hidden_dim=32,
-        window=4,
-        query_scale=8.0,
-        pattern=2,
-    )
-)
+MODEL = gemma.make(small_models.shape(37))
 PARAMS = {"params": fresh_params(MODEL.init, 7)}
 STOP = (1, 2)
 P, T = 9, 12

@@ -32,6 +32,7 @@ from kullback.lm import (
     vision,
 )
 from kullback.lm.data import Example
+from tests import small_models
 from tests.states import begun, fresh_params
 
 IDS = blocks.Delimiters(begin=29, soft=28, end=30)
@@ -43,20 +44,7 @@ VISION = vision.Config(
     num_soft=M,
     ids=IDS,
 )
-DECODER = gemma.make(
-    gemma.Config(
-        vocab_size=32,
-        num_layers=2,
-        embed_dim=16,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        hidden_dim=24,
-        window=3,
-        query_scale=8.0,
-        pattern=2,
-    )
-)
+DECODER = gemma.make(small_models.shape(32, num_heads=4, num_kv_heads=2, hidden_dim=24, window=3))
 MODEL = sight.seeing(DECODER, VISION)
 IMAGE = [IDS.begin, *[IDS.soft] * M, IDS.end]
 PROMPTS = [[2, 5, *IMAGE, 7, *IMAGE, 8, 9], [2, *IMAGE, 4, 6], [2, 11, 3]]

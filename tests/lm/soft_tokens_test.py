@@ -8,21 +8,11 @@ import numpy as np
 import pytest
 
 from kullback.lm import cached_attention, gemma, soft_tokens
+from tests import small_models
 from tests.states import fresh_params
 
 # Local, global, local; the window is shorter than an image, and so is the table than its ids.
-CONFIG = gemma.Config(
-    vocab_size=32,
-    num_layers=3,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    hidden_dim=24,
-    window=3,
-    query_scale=8.0,
-    pattern=2,
-)
+CONFIG = small_models.shape(32, num_layers=3, num_heads=4, num_kv_heads=2, hidden_dim=24, window=3)
 MODEL = gemma.make(CONFIG)
 features = jax.jit(MODEL.features)
 BEGIN, END, SOFT, M = 29, 30, 99, 4

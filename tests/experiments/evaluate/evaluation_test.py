@@ -28,6 +28,7 @@ from kullback.lm import (
     tuning,
 )
 from kullback.lm.evaluation import Answers, Evaluator
+from tests import small_models
 
 # An untrained model on sums. With the task's rule answers have a score, without it ROUGE.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
@@ -53,19 +54,14 @@ def alike(evaluator: Evaluator, **changes: Any) -> Evaluator:
 @functools.cache
 def evaluator_of(divergence: str) -> Evaluator:
     bpe = tokenizer.train_bpe(SUMS.texts("train"), 300)
-    config = gemma.Config(
+    config = small_models.shape_for(
+        bpe,
         vocab_size=bpe.vocab_size + 1,  # A row of the table that the tokenizer does not know.
         num_layers=1,
-        embed_dim=8,
+        pattern=6,
         num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
+        embed_dim=8,
         hidden_dim=8,
-        window=4,
-        query_scale=8.0,
-        bos_id=bpe.bos_id,
-        eos_ids=bpe.eos_ids,
-        pad_id=bpe.pad_id,
     )
     test, _ = SUMS.examples("test", bpe, None)
     return Evaluator(gemma.make(config), bpe, SUMS, test, LEARNING, divergence)

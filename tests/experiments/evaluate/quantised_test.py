@@ -14,22 +14,18 @@ from kullback.experiments.runs import exports, model_files, models
 from kullback.lm import gemma, quantisation, tasks, tokenizer, tuning
 from kullback.lm.evaluation import Evaluator
 from kullback.lm.quantisation import Scheme
+from tests import small_models
 
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 BPE = tokenizer.train_bpe(SUMS.texts("train"), 300)
-CONFIG = gemma.Config(
-    vocab_size=BPE.vocab_size,
+CONFIG = small_models.shape_for(
+    BPE,
     num_layers=1,
-    embed_dim=32,
+    pattern=6,
     num_heads=1,
-    num_kv_heads=1,
+    embed_dim=32,
     head_dim=32,
-    hidden_dim=32,
-    window=4,
     query_scale=32.0,
-    bos_id=BPE.bos_id,
-    eos_ids=BPE.eos_ids,
-    pad_id=BPE.pad_id,
 )
 MODEL = gemma.make(CONFIG)
 
