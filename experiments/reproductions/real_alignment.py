@@ -64,13 +64,13 @@ class Config:
     first_seed: int = 100
     digits: int = 3
     rank: int = 16  # Of adapters.
-    start_steps: int = 20  # Of a stage of supervised learning.
+    start_steps: int = 60  # Of a stage of supervised learning.
     start_share: float = 0.4  # Of sums that are right at temperature 1, at which it ends;
     most_share: float = 0.6  # beyond this the start is no longer the one that was asked for.
-    most_stages: int = 10
+    most_stages: int = 12
     steps: int = 40  # Of reinforcement learning; WARP's members have half each.
     batch_size: int = 48  # Texts of a step.
-    start_rate: float = 1e-4
+    start_rate: float = 2e-4
     learning_rate: float = 5e-5
     kl_coefficient: float = 0.05  # beta of policy gradients.
     prompts: int = 200  # Held-out sums, two texts each.

@@ -195,7 +195,7 @@ class Chain(NamedTuple):
     def until(
         self, score: Callable[[pathlib.Path], float], *, least: float, most_stages: int
     ) -> tuple[int, float]:
-        """Does stages until the score of the last is high enough.
+        """Does stages until the score of the last is high enough; scores are kept.
 
         Args:
           score: of what a stage has made.
@@ -210,7 +210,9 @@ class Chain(NamedTuple):
         """
         reached = -np.inf
         for count in range(1, most_stages + 1):
-            reached = score(self.last(count))
+            name = f"{self.name}-{count}"
+            (row,) = self.journal.step(name, lambda n=count: [{"score": score(self.last(n))}])
+            reached = row["score"]
             self.journal.say(
                 f"{self.name}: {reached:.3g} after {count} of at most {most_stages} stages, and "
                 f"{least:.3g} is enough"

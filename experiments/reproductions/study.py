@@ -53,16 +53,20 @@ class Journal:
         Raises:
           ValueError: if the part is in the folder, and is not as it was written.
         """
-        path = self._folder / f"{name}.json"
         self._running = steps
+        rows = self.step(name, compute)
+        self._done += steps
+        self._bar.update(self._done)
+        return rows
+
+    def step(self, name: str, compute: Callable[[], Iterable[Row]]) -> Rows:
+        """Returns the rows of a step of the running part, see `part`."""
+        path = self._folder / f"{name}.json"
         if not path.is_file():
             rows = list(compute())
             kept = {"rows": rows, "crc32": _crc32(rows)}
             files.atomic_write_text(path, json.dumps(kept))
-        rows = _kept_rows(path)  # The same numbers, whether kept or fresh.
-        self._done += steps
-        self._bar.update(self._done)
-        return rows
+        return _kept_rows(path)  # The same numbers, whether kept or fresh.
 
     def kept(self, name: str) -> Rows:
         """Returns the rows of a part that is done, for those that build on it."""

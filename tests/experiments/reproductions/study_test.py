@@ -59,6 +59,24 @@ def test_intervals_of_fields_are_checked():
         assert str(raised.value) == f"{name} must lie in {interval}, got {getattr(config, name)}"
 
 
+def test_a_step_of_a_part_is_kept(tmp_path: pathlib.Path):
+    journal = study.Journal(tmp_path, progress.Progress("test", 0, 30, quiet=True))
+    ran: list[int] = []
+
+    def learn() -> study.Rows:
+        step = lambda n: ran.append(n) or [{"n": n}]  # noqa: E731
+        rows = [journal.step(f"step-{n}", lambda n=n: step(n)) for n in range(3)]
+        if len(ran) < 4:
+            raise KeyboardInterrupt
+        return [row for (row,) in rows]
+
+    with pytest.raises(KeyboardInterrupt):
+        journal.part("part", 10, learn)
+    (tmp_path / "step-1.json").unlink()
+    assert journal.part("part", 10, learn) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert ran == [0, 1, 2, 1]
+
+
 def test_what_runs_is_shown_and_never_as_more_than_its_part(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
