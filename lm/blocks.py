@@ -187,23 +187,3 @@ def check_prompt(ids: Sequence[int], markers: Markers) -> None:
             "the prompt ends in a soft token; at least the image's end and a token of text follow"
         )
     find(ids, markers)
-
-
-def cut(ids: Sequence[int], excess: int, markers: Markers) -> int:
-    """Returns the number of tokens to drop, at least `excess` >= 0, so that no block is cut in two.
-
-    The first token, the beginning of the sequence, stays: ids[:1] + ids[1 + n :] is what is left.
-
-    Raises:
-      ValueError: if nothing would be left but the first token, and as `find` does.
-    """
-    at = 1 + excess
-    for block in find(ids, markers):
-        if block.begin < at < block.end:
-            at = block.end
-    if at >= len(ids):
-        raise ValueError(
-            f"{excess} of {len(ids)} tokens are too many, and nothing but the first would be left "
-            "if no image is cut in two; raise the limit, or give fewer or smaller images"
-        )
-    return at - 1

@@ -177,22 +177,6 @@ def of_ids(ids: Sequence[int], media: Sequence[Medium], markers: blocks.Markers)
     )
 
 
-def shortened(row: Layout, most: int, markers: blocks.Markers) -> Layout:
-    """Returns a layout of at most `most` tokens: the oldest after the first are dropped.
-
-    No block is cut in two; the media of those that are dropped go with them.
-
-    Raises:
-      ValueError: as `blocks.cut` does.
-    """
-    if len(row.ids) <= most:
-        return row
-    count = blocks.cut(row.ids.tolist(), len(row.ids) - most, markers)
-    num_dropped = sum(block.end <= 1 + count for block in blocks.find(row.ids.tolist(), markers))
-    ids = [*row.ids[:1].tolist(), *row.ids[1 + count :].tolist()]
-    return of_ids(ids, row.media[num_dropped:], markers)
-
-
 def views(shown: Shown) -> list[Medium]:
     """Returns what the blocks of an image or a clip are made from: all of it, then its crops."""
     match shown:

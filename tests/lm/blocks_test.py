@@ -67,17 +67,6 @@ def test_a_prompt_does_not_end_in_a_soft_token():
         blocks.check_prompt([1, 90, 91], MARKERS)
 
 
-def test_cuts_lie_between_blocks():
-    ids = [1, 5, 90, 91, 91, 92, 6, 7]
-    cuts = [blocks.cut(ids, excess, MARKERS) for excess in range(7)]
-    # After 1 + n tokens: 90 may be the first that is kept, never one behind it in its block.
-    assert cuts == [0, 1, 5, 5, 5, 5, 6]
-    with pytest.raises(ValueError, match="7 of 8 tokens are too many"):
-        blocks.cut(ids, 7, MARKERS)
-    with pytest.raises(ValueError, match="2 of 5 tokens are too many"):
-        blocks.cut([1, 90, 91, 91, 92], 2, MARKERS)
-
-
 def test_ids_are_those_of_the_vocabulary():
     names = [*blocks.IMAGE_TOKENS, *blocks.AUDIO_TOKENS]
     tokenizer = train_bpe(["<start_of_image> a"], 300, further_controls=names)

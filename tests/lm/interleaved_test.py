@@ -157,22 +157,6 @@ def test_segments_come_back_from_ids(segments: list[Segment]):
     assert int((row.groups >= 0).sum()) == sum(medium.tokens for medium in row.media)
 
 
-@hypothesis.settings(deadline=None, max_examples=100)
-@hypothesis.given(SEGMENTS, st.integers(2, 60))
-def test_no_block_is_cut(segments: list[Segment], most: int):
-    whole = interleaved.layout([(1,), *segments, "?"], letters, HEARD)
-    row = interleaved.shortened(whole, most, HEARD)
-    assert len(row.ids) <= most and row.ids[0] == 1
-    if len(whole.ids) <= most:
-        assert row is whole
-        return
-    assert read_back(whole, HEARD).endswith(read_back(row, HEARD)[1:])
-    # One token more would have cut a block, or fits.
-    num_kept = len(row.ids) - 1
-    begin = len(whole.ids) - num_kept
-    assert num_kept == most - 1 or whole.groups[begin - 2] >= 0 or not whole.is_text[begin - 1]
-
-
 def test_counts_that_differ_are_refused():
     row = interleaved.encode(["a", Image("x", 0, 2), Image("y", 0, 2)], letters, MARKERS)
     with pytest.raises(ValueError, match=r"have 2 images, .* and 1 were given"):
