@@ -13,7 +13,7 @@ import chex
 import jax
 
 from kullback.agents import actor_critic, q_learning
-from kullback.core import networks, regularizers, types
+from kullback.core import networks, ranges, regularizers, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,7 @@ class Config:
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:
-        for name in ("kl_temperature", "entropy_temperature"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        ranges.inside("[0, inf]", self, "kl_temperature", "entropy_temperature")
         if self.greedy not in ("direct", "indirect"):
             raise ValueError(f"greedy must be direct or indirect, got {self.greedy}")
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import rlax
 
 from kullback.agents import actor_critic, q_learning
-from kullback.core import networks, types
+from kullback.core import networks, ranges, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,7 @@ class Config:
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:
-        for name in ("kl_temperature", "entropy_temperature"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        ranges.inside("[0, inf]", self, "kl_temperature", "entropy_temperature")
         if self.kl_temperature + self.entropy_temperature == 0:
             raise ValueError(
                 "kl_temperature and entropy_temperature are both 0; the greedy limit is mo-dqn"

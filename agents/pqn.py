@@ -25,6 +25,7 @@ from kullback.core import (
     networks,
     online,
     policies,
+    ranges,
     returns,
     rollout,
     types,
@@ -46,15 +47,9 @@ class Config:
     iteration: online.Config = online.Config()
 
     def __post_init__(self) -> None:
-        for name in ("trace_decay", "epsilon", "epsilon_evaluate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("learning_rate", "max_gradient_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("decay_learner_steps", "epsilon_decay_env_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        ranges.inside("[0, 1]", self, "trace_decay", "epsilon", "epsilon_evaluate")
+        ranges.inside("(0, inf]", self, "learning_rate", "max_gradient_norm")
+        ranges.at_least(0, self, "decay_learner_steps", "epsilon_decay_env_steps")
 
 
 def presets(family: q_learning.Family) -> Config:

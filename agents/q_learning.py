@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 import rlax
 
-from kullback.core import learners, networks, policies, prioritized, spectral, types
+from kullback.core import learners, networks, policies, prioritized, ranges, spectral, types
 from kullback.core.replay import Config as ReplayConfig
 
 __all__ = [
@@ -72,13 +72,8 @@ class Learning:
             )
         if self.target_period < 1:
             raise ValueError(f"target_period must be >= 1 learner step, got {self.target_period}")
-        for name in ("epsilon", "epsilon_evaluate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.epsilon_decay_env_steps < 0:
-            raise ValueError(
-                f"epsilon_decay_env_steps must be >= 0, got {self.epsilon_decay_env_steps}"
-            )
+        ranges.inside("[0, 1]", self, "epsilon", "epsilon_evaluate")
+        ranges.at_least(0, self, "epsilon_decay_env_steps")
         if self.epsilon_decay not in ("linear", "exponential"):
             raise ValueError(
                 f"epsilon_decay must be linear or exponential, got {self.epsilon_decay}"

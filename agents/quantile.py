@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import rlax
 
 from kullback.agents import distributional, q_learning
-from kullback.core import heads, policies, types
+from kullback.core import heads, policies, ranges, types
 
 __all__ = ["Implicit", "Samples", "Target", "absolute_error", "make", "quantile_loss"]
 
@@ -36,9 +36,7 @@ class Samples:
     policy: int = 32  # K, whose mean is the action value of policies, in acting and in targets.
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be >= 1, got {getattr(self, field.name)}")
+        ranges.at_least(1, self, *(field.name for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Literal
 
 from kullback.agents import categorical, distributional, q_learning
-from kullback.core import heads, networks, replay, types
+from kullback.core import heads, networks, ranges, replay, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.priority not in ("cross_entropy", "divergence"):
             raise ValueError(f"priority must be cross_entropy or divergence, got {self.priority}")
-        for name in ("noise", "hidden"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        ranges.inside("[0, inf]", self, "noise", "hidden")
 
 
 def presets(family: q_learning.Family) -> Config:

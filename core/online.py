@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kullback.core import metrics, rollout, types
+from kullback.core import metrics, ranges, rollout, types
 
 __all__ = ["Config", "Experience", "learn"]
 
@@ -28,9 +28,7 @@ class Config:
     reward_clip: float | None = 1.0  # c: each reward is clipped to [-c, c].
 
     def __post_init__(self) -> None:
-        for name in ("length", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "length", "epochs", "batch_size")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must lie in [0, 1], got {self.discount}; PQN has 0.99")
         if self.reward_clip is not None and not self.reward_clip > 0:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from kullback.core import prioritized, returns, types
+from kullback.core import prioritized, ranges, returns, types
 
 __all__ = ["Config", "Replay", "State", "device", "host"]
 
@@ -57,9 +57,8 @@ class Config:
     chunk_ticks: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "min_replay_size", "batch_size", "samples_per_update", "n_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "capacity", "min_replay_size", "batch_size")
+        ranges.at_least(1, self, "samples_per_update", "n_step")
         if self.batch_size > self.min_replay_size:
             raise ValueError(
                 f"batch_size={self.batch_size} must be at most min_replay_size="
@@ -74,14 +73,12 @@ class Config:
             raise ValueError(f"discount must lie in [0, 1], got {self.discount}; DQN uses 0.99")
         if self.reward_clip is not None and not self.reward_clip > 0:
             raise ValueError(f"reward_clip must be > 0 or None, got {self.reward_clip}")
-        for name in ("priority_exponent", "importance_exponent", "importance_exponent_final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        ranges.inside("[0, 1]", self, "priority_exponent", "importance_exponent")
+        ranges.inside("[0, 1]", self, "importance_exponent_final")
         if self.frames_on not in ("host", "device"):
             raise ValueError(f"frames_on must be host or device, got {self.frames_on}")
-        for name, least in (("shards", 1), ("lag", 0), ("chunk_ticks", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        ranges.at_least(1, self, "shards")
+        ranges.at_least(0, self, "lag", "chunk_ticks")
         if self.importance_learner_steps < 1:
             raise ValueError(
                 f"importance_learner_steps must be >= 1, got {self.importance_learner_steps}; for "

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import files, json_files, learners, types
+from kullback.core import files, json_files, learners, ranges, types
 from kullback.experiments import progress, statistics
 from kullback.experiments.runs import run_folder
 from kullback.lm.entailment import bert_folder, embeddings, faithfulness, pair_tokenizer, scorers
@@ -54,13 +54,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
-        positive = ("batch_size", "tuned_layers", "max_length")
-        for name in (*positive, *(("learning_rate",) if self.learning_rate is not None else ())):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("seed", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        ranges.at_least(1, self, "batch_size", "tuned_layers", "max_length")
+        if self.learning_rate is not None:
+            ranges.inside("(0, inf]", self, "learning_rate")
+        ranges.inside("[0, inf]", self, "seed", "weight_decay")
         for name in ("train_per_paper", "test_per_paper"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ValueError(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.lm import epochs, interleaved
 from kullback.lm.data import Example
 
@@ -76,9 +76,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches_per_sort", "least_media"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "batch_size", "batches_per_sort", "least_media")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
         lengths = self.lengths

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import layers, learners, types
+from kullback.core import layers, learners, ranges, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,8 @@ class Config:
     learning_rate: float = 2e-3  # > 0, of Adam; ours.
 
     def __post_init__(self) -> None:
-        for name in "side patch channels num_codes code_dim hidden reseed_after".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "side", "patch", "channels", "num_codes", "code_dim", "hidden")
+        ranges.at_least(1, self, "reseed_after")
         if self.side % self.patch:
             raise ValueError(f"patch={self.patch} must divide side={self.side}")
         if not self.commitment >= 0:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.lm import epochs
 
 _STREAM = 2**62  # Keeps the bits of a mixture apart from those of epochs.
@@ -113,9 +114,7 @@ class Mixture:
                     f"{name} must be {len(self.sizes)} finite weights >= 0, one a data set, not "
                     f"all 0, got {value}"
                 )
-        for name in ("num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "num_steps", "batch_size")
         if not 0 <= self.seed < _STREAM:
             raise ValueError(f"seed must lie in [0, 2^62), got {self.seed}")
 

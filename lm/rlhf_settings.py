@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, names, regularizers, sampling_ahead
+from kullback.core import learners, names, ranges, regularizers, sampling_ahead
 from kullback.lm import (
     distillation,
     policy_gradient,
@@ -90,20 +90,11 @@ class Config:
             )
         if c.baseline != value_network.KEY and c.samples_per_prompt < 2:
             raise ValueError(f"baseline {c.baseline} needs samples_per_prompt >= 2, got 1")
-        for name in (
-            *("kl_coefficient", "length_penalty", "truncation_penalty", "reward_weight"),
-            "value_clip",
-        ):
-            if not getattr(c, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(c, name)}")
-        for name in ("temperature", "value_learning_rate"):
-            if not getattr(c, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(c, name)}")
-        for name in ("return_lambda", "value_lambda", "overlong_fraction"):
-            if not 0 <= getattr(c, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(c, name)}")
-        if not 0 <= c.distillation_weight < 1:
-            raise ValueError(f"distillation_weight must lie in [0, 1), got {c.distillation_weight}")
+        ranges.inside("[0, inf]", c, "kl_coefficient", "length_penalty", "truncation_penalty")
+        ranges.inside("[0, inf]", c, "reward_weight", "value_clip")
+        ranges.inside("(0, inf]", c, "temperature", "value_learning_rate")
+        ranges.inside("[0, 1]", c, "return_lambda", "value_lambda", "overlong_fraction")
+        ranges.inside("[0, 1)", c, "distillation_weight")
         if c.learning.pack or c.learning.reduction != "sequence":
             raise ValueError(
                 "pack and reduction are of stored examples; here normalisation says how tokens "
@@ -127,9 +118,7 @@ class Config:
     def _check_passes(self) -> None:
         """Raises ValueError for texts that cannot be chosen or cut as the settings say."""
         c, micro_batches = self, self.learning.micro_batches
-        for name in ("epochs", "minibatches", "oversample"):
-            if getattr(c, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(c, name)}")
+        ranges.at_least(1, c, "epochs", "minibatches", "oversample")
         if c.ratio == "none" and (c.variant != "reinforce" or c.detach_ratio):
             raise ValueError(
                 f"variant={c.variant} with detach_ratio={c.detach_ratio} needs a ratio, got none: "

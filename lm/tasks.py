@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kullback.core import json_files, names
+from kullback.core import json_files, names, ranges
 from kullback.lm import data, epochs, forms, read_once, splits, task_files, task_mixtures
 from kullback.lm.task_files import JSONL, PREFERENCES, Row, Rows
 from kullback.lm.task_files import Split as Split
@@ -44,9 +44,7 @@ class Arithmetic:
             raise ValueError(f"digits must lie in 1 to 9, got {self.digits}")
         if self.operation not in ("+", "-", "*"):
             raise ValueError(f"operation must be +, - or *, got {self.operation!r}")
-        for name in ("num_train", "num_test"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "num_train", "num_test")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import learners, regularizers, sampling_ahead, types
+from kullback.core import learners, ranges, regularizers, sampling_ahead, types
 from kullback.environments import tokens
 from kullback.lm import (
     adapters,
@@ -91,18 +91,14 @@ class Config:
     learns_projector: bool = False
 
     def __post_init__(self) -> None:
-        names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
-        for name in names.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "batch_size", "max_prompt_length", "max_new_tokens")
+        ranges.at_least(1, self, "micro_batches", "chunk", "batches_per_sort")
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}"
             )
         distillation.check_choice("widths", self.widths, batches.Widths)
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        ranges.inside("(0, inf]", self, "learning_rate", "max_grad_norm")
         if self.pack and self.reduction != "token":
             raise ValueError(
                 f"pack=True needs reduction=token, got {self.reduction}: a row is no sequence"

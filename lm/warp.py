@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import averaging, types
+from kullback.core import averaging, ranges, types
 from kullback.lm import bond, gemma, merging, rlhf, rollouts, tuning, value_network
 
 ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Points of the front; the paper's.
@@ -69,9 +69,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in ("members", "member_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ranges.at_least(1, self, "members", "member_steps")
         if not 0 < self.next_start <= 1:
             raise ValueError(f"next_start (eta) must lie in (0, 1], got {self.next_start}")
         if self.group not in merging.GROUPS:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kullback.core import files, json_files, typed
+from kullback.core import files, json_files, ranges, typed
 from kullback.experiments.evaluate import evaluation
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.runs import episodes, model_files, models, opened, rewards
@@ -43,12 +43,9 @@ class Settings:
             object.__setattr__(
                 self, field.name, typed.check(field.name, field.type, getattr(self, field.name))
             )
-        for name, least in (("episodes", 1), ("samples", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        for name in ("max_prompt_length", "max_new_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        ranges.at_least(1, self, "episodes")
+        ranges.at_least(2, self, "samples")
+        ranges.at_least(0, self, "seed", "max_prompt_length", "max_new_tokens")
 
     @property
     def lengths(self) -> dict[str, int]:

@@ -12,7 +12,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.core import ranges
+from kullback.experiments.reproductions import agent_runs, agent_studies
 from kullback.experiments.reproductions.agent_studies import wider
 
 
@@ -28,7 +29,7 @@ class Config:
 
     def __post_init__(self) -> None:
         agent_runs.check(self, self.game)
-        study.inside("(0, 1)", self, "alphas")
+        ranges.inside("(0, 1)", self, "alphas")
         if list(self.alphas) != sorted(set(self.alphas)):
             raise ValueError(f"alphas must ascend, got {self.alphas}")
 

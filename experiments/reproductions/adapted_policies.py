@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import averaging, types
+from kullback.core import averaging, ranges, types
 from kullback.experiments.reproductions import letters, rewarded, study
 from kullback.lm import gemma, lora, merging, rlhf
 
@@ -40,9 +40,9 @@ class Sizes:
     samples: int = 16  # Texts of each held-out prompt, of which rewards and KL are means.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "records", "samples", "rank")
-        study.at_least(2, self, "members")
-        study.multiples("records", self, "member_steps")
+        ranges.at_least(1, self, "records", "samples", "rank")
+        ranges.at_least(2, self, "members")
+        ranges.multiples("records", self, "member_steps")
 
     def adapters(self, way: Way) -> lora.Config:
         """Returns the settings of a way's adapters; rank 0 of all weights."""

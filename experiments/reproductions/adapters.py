@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import adapted_policies, charts, judging, letters, study
 from kullback.experiments.reproductions.adapted_policies import NAIVE
 
@@ -48,8 +49,8 @@ class Config:
     policy: adapted_policies.Sizes = POLICY
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "seeds")
+        ranges.at_least(0, self, "first_seed")
 
 
 def arms(config: Config) -> Iterator[study.Arm]:

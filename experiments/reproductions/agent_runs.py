@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import environments
+from kullback.core import ranges
 from kullback.experiments import catalog
 from kullback.experiments.reproductions import study
 from kullback.experiments.runs import run_folder, training
@@ -77,8 +78,8 @@ def check(config: Any, *games: str) -> None:
     Raises:
       ValueError: for one that is refused.
     """
-    study.at_least(1, config, "seeds", "steps")
-    study.at_least(0, config, "first_seed")
+    ranges.at_least(1, config, "seeds", "steps")
+    ranges.at_least(0, config, "first_seed")
     for game in games:
         random_score(game)
 

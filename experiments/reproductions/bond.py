@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments.reproductions import (
     bonded_letters,
     charts,
@@ -62,15 +62,15 @@ class Config:
     decoder: bonded_letters.Sizes = dataclasses.field(default_factory=bonded_letters.Sizes)
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "records", "anchor_period")
-        study.at_least(0, self, "first_seed")
-        study.at_least(2, self, "samples", "best_of")
-        study.multiples(2 * self.records, self, "steps", "moving_steps")
-        study.inside("(0, inf)", self, "reference_kl", "gamma", "betas")
-        study.inside("[2, anchor_samples]", self, "best_of", "larger")
+        ranges.at_least(1, self, "seeds", "records", "anchor_period")
+        ranges.at_least(0, self, "first_seed")
+        ranges.at_least(2, self, "samples", "best_of")
+        ranges.multiples(2 * self.records, self, "steps", "moving_steps")
+        ranges.inside("(0, inf)", self, "reference_kl", "gamma", "betas")
+        ranges.inside("[2, anchor_samples]", self, "best_of", "larger")
         if not {0.0, 0.5, 1.0} <= set(self.weights):
             raise ValueError(f"weights (b) must have 0, 0.5 and 1, got {self.weights}")
-        study.inside("(0, 1]", self, "anchor_rate")
+        ranges.inside("(0, 1]", self, "anchor_rate")
         self.bonds()
 
     def bonds(self) -> dict[str, bond.Config]:

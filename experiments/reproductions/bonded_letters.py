@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import letters, rewarded, study
 from kullback.experiments.reproductions.enumerated import J_BOND, by_beta
 from kullback.lm import bond, gemma, rlhf
@@ -36,9 +37,9 @@ class Sizes:
     reference_kl: float = 4.0  # Of areas under fronts, nats of a text.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "width", "num_layers", "prompts", "records", "samples")
-        study.multiples(2 * self.records, self, "steps")
-        study.inside("(0, inf)", self, "reference_kl", "betas")
+        ranges.at_least(1, self, "seeds", "width", "num_layers", "prompts", "records", "samples")
+        ranges.multiples(2 * self.records, self, "steps")
+        ranges.inside("(0, inf)", self, "reference_kl", "betas")
 
     def bond(self, anchor_rate: float) -> bond.Config:
         """Returns the settings of J-BOND."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, types
+from kullback.core import ranges, regularizers, types
 from kullback.experiments.reproductions import charts, garnets, judging, polytope, study
 from kullback.theory import bounds, conservative, convex, mirror, politex, run, scheme, solve
 from kullback.theory.mdp import MDP
@@ -40,10 +40,10 @@ class Config:
     twin_iterations: int = 50  # In which schemes and optimisers are compared.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "iterations", "twin_iterations", "samples")
-        study.inside("(0, 1]", self, "rates")
-        study.inside("[1e-300, 1e300]", self, "etas")  # Schemes and bounds take 1 / eta.
-        study.inside("[1, inf)", self, "backups", may_be_empty=True)
+        ranges.at_least(1, self, "iterations", "twin_iterations", "samples")
+        ranges.inside("(0, 1]", self, "rates")
+        ranges.inside("[1e-300, 1e300]", self, "etas")  # Schemes and bounds take 1 / eta.
+        ranges.inside("[1, inf)", self, "backups", may_be_empty=True)
 
     @property
     def eta(self) -> float:

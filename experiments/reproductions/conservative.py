@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, conservative, run, solve
 from kullback.theory.mdp import MDP
@@ -33,9 +34,9 @@ class Config:
     exact_rate: float = 0.1  # The constant rate beside the adaptive ones, in (0, 1].
 
     def __post_init__(self) -> None:
-        study.at_least(20, self, "iterations", "exact_iterations")
-        study.at_least(1, self, "samples")
-        study.inside("(0, 1]", self, "rates", "exact_rate")
+        ranges.at_least(20, self, "iterations", "exact_iterations")
+        ranges.at_least(1, self, "samples")
+        ranges.inside("(0, 1]", self, "rates", "exact_rate")
 
 
 def adaptive_rates(config: Config) -> dict[str, Any]:

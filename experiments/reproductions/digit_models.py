@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import learners, types
+from kullback.core import learners, ranges, types
 from kullback.experiments.reproductions import (
     digits,
     drawings,
@@ -74,15 +74,15 @@ class Config:
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "learnt", "judged", "controlled", "copies", "coder_steps")
-        study.at_least(1, self, "coder_batch", "steps", "policy_steps", "records", "seeds")
-        study.at_least(2, self, "held_out", "drawn")
-        study.at_least(0, self, "first_seed")
-        study.inside("[1, judged]", self, "few")
-        study.inside("(0, 1)", self, "unasked")
-        study.inside("(1, inf)", self, "guidance")
-        study.multiples("records", self, "policy_steps")
-        study.multiples(digits.NUM_DIGITS, self, "drawn")
+        ranges.at_least(1, self, "learnt", "judged", "controlled", "copies", "coder_steps")
+        ranges.at_least(1, self, "coder_batch", "steps", "policy_steps", "records", "seeds")
+        ranges.at_least(2, self, "held_out", "drawn")
+        ranges.at_least(0, self, "first_seed")
+        ranges.inside("[1, judged]", self, "few")
+        ranges.inside("(0, 1)", self, "unasked")
+        ranges.inside("(1, inf)", self, "guidance")
+        ranges.multiples("records", self, "policy_steps")
+        ranges.multiples(digits.NUM_DIGITS, self, "drawn")
         if sum(self.shares) > digits.NUM_PICTURES:
             raise ValueError(
                 f"learnt, judged, controlled and held_out share no digit of the "

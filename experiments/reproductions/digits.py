@@ -22,8 +22,8 @@ import numpy as np
 import optax
 import scipy.ndimage
 
-from kullback.core import learners, types
-from kullback.experiments.reproductions import small_models, study
+from kullback.core import learners, ranges, types
+from kullback.experiments.reproductions import small_models
 
 SIDE, NUM_DIGITS, NUM_PICTURES = 8, 10, 1_797
 INSTALL = "pip install 'kullback[digits]'"
@@ -100,10 +100,10 @@ class Judging:
     weight_decay: float = 1e-2  # Decoupled, a step and unit of the rate.
 
     def __post_init__(self) -> None:
-        study.at_least(0, self, "hidden")
-        study.at_least(1, self, "copies", "steps", "batch_size")
-        study.inside("(0, inf)", self, "learning_rate")
-        study.inside("[0, inf)", self, "weight_decay")
+        ranges.at_least(0, self, "hidden")
+        ranges.at_least(1, self, "copies", "steps", "batch_size")
+        ranges.inside("(0, inf)", self, "learning_rate")
+        ranges.inside("[0, inf)", self, "weight_decay")
 
 
 def features(params: types.Params, pixels: types.Array) -> jax.Array:

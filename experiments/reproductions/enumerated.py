@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import learners, types
-from kullback.experiments.reproductions import study
+from kullback.core import learners, ranges, types
 from kullback.lm import best_of_n, bond, policy_gradient
 
 J_BOND = "j-bond"  # The name of its run.
@@ -37,8 +36,8 @@ class Sizes:
     learning_rate: float = 0.02  # Of Adam.
 
     def __post_init__(self) -> None:
-        study.at_least(2, self, "prompts", "answers")
-        study.inside("(0, inf)", self, "learning_rate")
+        ranges.at_least(2, self, "prompts", "answers")
+        ranges.inside("(0, inf)", self, "learning_rate")
 
 
 class World(NamedTuple):

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
-from kullback.experiments.reproductions import fragments, small_models, study
+from kullback.core import ranges, types
+from kullback.experiments.reproductions import fragments, small_models
 from kullback.lm import batches, gemma, rouge, tuning
 from kullback.lm.entailment import corruptions, faithfulness
 
@@ -69,16 +69,16 @@ class Sizes:
     prompts: int = 400  # Held-out ones, of which measures are means.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, *GROUPS, "least", "start_steps", "steps", "prompts")
-        study.inside("[least, num_shown]", self, "most")
+        ranges.at_least(1, self, *GROUPS, "least", "start_steps", "steps", "prompts")
+        ranges.inside("[least, num_shown]", self, "most")
         if any(pool < shown for pool, shown in zip(self.pools, self.groups, strict=True)):
             raise ValueError(
                 f"pools must hold what prompts show, {self.groups} sentences of {GROUPS}, got "
                 f"pools of {self.pools}"
             )
-        study.inside(f"[0, {MOST_OTHERS}]", self, "others_pool")  # One a paper.
-        study.inside("[0, 1]", self, "noise")
-        study.inside("(0, 1)", self, "min_probability")
+        ranges.inside(f"[0, {MOST_OTHERS}]", self, "others_pool")  # One a paper.
+        ranges.inside("[0, 1]", self, "noise")
+        ranges.inside("(0, 1)", self, "min_probability")
         if self.aggregation not in ("mean", "min"):
             raise ValueError(f"aggregation must be mean or min, got {self.aggregation!r}")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from kullback.core import regularizers
+from kullback.core import ranges, regularizers
 from kullback.experiments import statistics
 from kullback.experiments.reproductions import (
     charts,
@@ -51,8 +51,8 @@ class Config:
     text: setups.Sizes = TEXT
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "seeds")
+        ranges.at_least(0, self, "first_seed")
         if "kl" not in self.divergences:
             raise ValueError(f"divergences must name kl, the baseline, got {self.divergences}")
         for name in self.classifiers:

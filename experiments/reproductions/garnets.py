@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments import statistics
 from kullback.experiments.reproductions import charts, effects, judging, study
 from kullback.theory import bounds, convex, garnet, mdp, run, solve
@@ -43,7 +43,7 @@ class Config:
     garnet: GarnetConfig = dataclasses.field(default_factory=GarnetConfig)
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "num_garnets")
+        ranges.at_least(1, self, "num_garnets")
         if not self.mdp:
             return
         if not pathlib.Path(self.mdp).is_file():

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import regularizers, types
-from kullback.experiments.reproductions import study
+from kullback.core import ranges, regularizers, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,8 @@ class Config:
     learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "dimension", "num_train", "num_test", "steps")
-        study.at_least(2, self, "classes")
+        ranges.at_least(1, self, "dimension", "num_train", "num_test", "steps")
+        ranges.at_least(2, self, "classes")
 
 
 def classifier(

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import charts, judging, setups, students, study, token_line
 from kullback.lm import distillation
 
@@ -81,14 +82,14 @@ class Config:
     summaries: setups.Sizes = SUMMARIES
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "seeds")
+        ranges.at_least(0, self, "first_seed")
         fractions = self.student_fractions
         if not {0.0, 1.0} <= set(fractions) or not all(0 <= f <= 1 for f in fractions):
             raise ValueError(
                 f"student_fractions must lie in [0, 1], both ends among them, got {fractions}"
             )
-        study.inside("(0, 1]", self, "start")  # The paper's is good.
+        ranges.inside("(0, 1]", self, "start")  # The paper's is good.
         for divergence in self.divergences:
             distillation.named(divergence, self.temperature)
 

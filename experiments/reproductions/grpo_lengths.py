@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import (
     charts,
     ended_letters,
@@ -82,10 +83,10 @@ class Config:
     samples: int = 16  # Texts of each held-out prompt.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "records", "samples", "width", "num_layers")
-        study.at_least(0, self, "first_seed")
-        study.inside("(0, 1)", self, "stop")
-        study.multiples("records", self, "steps")
+        ranges.at_least(1, self, "seeds", "records", "samples", "width", "num_layers")
+        ranges.at_least(0, self, "first_seed")
+        ranges.inside("(0, 1)", self, "stop")
+        ranges.multiples("records", self, "steps")
         if self.language.horizon < 2:
             raise ValueError(f"horizon must be >= 2 letters, got {self.language.horizon}")
         for name in VARIANTS:

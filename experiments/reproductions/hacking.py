@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import learners, types
+from kullback.core import learners, ranges, types
 from kullback.experiments.reproductions import setups, small_models, study
 from kullback.lm import batches, distillation, gemma, gkd, power_law, sft, tuning
 
@@ -56,13 +56,13 @@ class Config:
 
     def __post_init__(self) -> None:
         positive = "seeds oracle_samples evaluation_prompts epochs prompt_length"
-        study.at_least(1, self, *positive.split())
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, *positive.split())
+        ranges.at_least(0, self, "first_seed")
         # A metric of the learner looks at so many tokens.
-        study.at_least(tuning.TOP_K, self, "vocab_size")
-        study.inside("[batch_size, inf)", self, "prompts")  # An epoch has a step at least.
-        study.inside("[1, prompts]", self, "diversity", "budget", may_be_empty=True)
-        study.inside("[4, epochs]", self, "checkpoints")  # A power law is fitted to them.
+        ranges.at_least(tuning.TOP_K, self, "vocab_size")
+        ranges.inside("[batch_size, inf)", self, "prompts")  # An epoch has a step at least.
+        ranges.inside("[1, prompts]", self, "diversity", "budget", may_be_empty=True)
+        ranges.inside("[4, epochs]", self, "checkpoints")  # A power law is fitted to them.
         distillation.named(self.divergence)
 
     @property

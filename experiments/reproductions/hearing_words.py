@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments.reproductions import (
     charts,
     judging,
@@ -68,12 +68,12 @@ class Config:
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
-        study.at_least(0, self, "first_seed")
-        study.at_least(1, self, "bins", "encoder_layers", "layers", "clips", "steps", "seeds")
-        study.at_least(2, self, "held_out")
-        study.multiples(4, self, "encoder_width")
-        study.multiples(8, self, "width")
-        study.inside("(0, 1)", self, "new_share")
+        ranges.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "bins", "encoder_layers", "layers", "clips", "steps", "seeds")
+        ranges.at_least(2, self, "held_out")
+        ranges.multiples(4, self, "encoder_width")
+        ranges.multiples(8, self, "width")
+        ranges.inside("(0, 1)", self, "new_share")
         _ = self.learning(8, 2)
 
     @property

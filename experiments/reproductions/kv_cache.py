@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from matplotlib.axes import Axes
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import charts, judging, study
 from kullback.lm import gemma
 
@@ -43,8 +44,8 @@ class Config:
     allocated_contexts: tuple[int, ...] = (4, 8, 64, 500)  # Of the caches that are made, B = 2.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "windows", "contexts", "allocated_contexts", "prefill", "itemsize")
-        study.inside("[1, num_layers)", self, "ratios")  # A model needs a global layer.
+        ranges.at_least(1, self, "windows", "contexts", "allocated_contexts", "prefill", "itemsize")
+        ranges.inside("[1, num_layers)", self, "ratios")  # A model needs a global layer.
         self.model(GLOBAL_ONLY, self.windows[0])
 
     def model(self, ratio: int, window: int) -> gemma.Config:

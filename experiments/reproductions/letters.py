@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import trees, types
+from kullback.core import ranges, trees, types
 from kullback.environments import tokens
-from kullback.experiments.reproductions import small_models, study
+from kullback.experiments.reproductions import small_models
 from kullback.lm import batches, gemma, preferences, tuning
 
 PROMPT = 2  # P.
@@ -43,9 +43,9 @@ class Sizes:
     start_rate: float = 3e-3
 
     def __post_init__(self) -> None:
-        study.inside(f"[2, {MOST}]", self, "letters")
-        study.inside(f"[1, {self.letters**2 - 1}]", self, "held_out")  # All prompts but one.
-        study.at_least(1, self, "horizon", "texts")
+        ranges.inside(f"[2, {MOST}]", self, "letters")
+        ranges.inside(f"[1, {self.letters**2 - 1}]", self, "held_out")  # All prompts but one.
+        ranges.at_least(1, self, "horizon", "texts")
         self.learning(self.start_batch, self.start_rate)
 
     @property

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, convex, iteration, mirror, run
 from kullback.theory.mdp import MDP
@@ -42,10 +42,10 @@ class Config:
     component_processes: int = 20
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "component_processes", "samples")
-        study.inside("[1, iterations]", self, "component_iterations")
-        study.inside("(0, inf)", self, "lambdas", "tau")
-        study.inside("[0, 1)", self, "betas")
+        ranges.at_least(1, self, "component_processes", "samples")
+        ranges.inside("[1, iterations]", self, "component_iterations")
+        ranges.inside("(0, inf)", self, "lambdas", "tau")
+        ranges.inside("[0, 1)", self, "betas")
 
 
 def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, iteration, mirror, momentum, run
 from kullback.theory.mdp import MDP
@@ -35,10 +36,10 @@ class Config:
     lambda_: float = 0.03  # Temperature > 0 of MD-VI, in units of reward.
 
     def __post_init__(self) -> None:
-        study.at_least(20, self, "iterations")
-        study.at_least(1, self, "samples")
-        study.inside("(0, 1)", self, "weights", may_be_empty=True)  # 0 would be AVI.
-        study.inside("(0, inf)", self, "lambda_")  # Speedy Q-learning is its limit.
+        ranges.at_least(20, self, "iterations")
+        ranges.at_least(1, self, "samples")
+        ranges.inside("(0, 1)", self, "weights", may_be_empty=True)  # 0 would be AVI.
+        ranges.inside("(0, inf)", self, "lambda_")  # Speedy Q-learning is its limit.
 
 
 def schemes(config: Config) -> dict[str, Scheme]:

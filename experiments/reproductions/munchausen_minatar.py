@@ -9,7 +9,8 @@ No claim is judged on a game where DQN stays under five times a random policy.
 
 import dataclasses
 
-from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.core import ranges
+from kullback.experiments.reproductions import agent_runs, agent_studies
 from kullback.experiments.reproductions.agent_studies import above, headline, wider
 
 SCALAR = ("dqn", "soft-dqn", "al-dqn", "m-dqn")
@@ -35,8 +36,8 @@ class Config:
         for game in (*self.games, *self.quantile_games):
             if game not in GAMES:
                 raise ValueError(f"games are {', '.join(GAMES)}, got {game}")
-        study.at_least(1, self, "seeds", "quantile_seeds", "steps")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "seeds", "quantile_seeds", "steps")
+        ranges.at_least(0, self, "first_seed")
 
     def arms(self) -> list[agent_runs.Arm]:
         """Returns all that is run."""

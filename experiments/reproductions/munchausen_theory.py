@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import mirror, munchausen, run
 from kullback.theory.mdp import MDP
@@ -32,10 +33,10 @@ class Config:
     alphas: tuple[float, ...] = (0.0, 0.5, 0.9, 0.95)  # In [0, 1).
 
     def __post_init__(self) -> None:
-        study.at_least(20, self, "iterations", "exact_iterations")
-        study.at_least(1, self, "samples")
-        study.inside("[0, 1)", self, "alphas")
-        study.inside("(0, inf)", self, "tau")
+        ranges.at_least(20, self, "iterations", "exact_iterations")
+        ranges.at_least(1, self, "samples")
+        ranges.inside("[0, 1)", self, "alphas")
+        ranges.inside("(0, inf)", self, "tau")
 
     def parameters(self, alpha: float) -> dict[str, np.ndarray]:
         """Returns parameters of M-VI, for the one program of all alphas."""

@@ -16,7 +16,8 @@ import dataclasses
 
 import numpy as np
 
-from kullback.experiments.reproductions import shapes, study
+from kullback.core import ranges
+from kullback.experiments.reproductions import shapes
 
 KINDS = ("retrieval", "facts", "reasoning")
 COLOURS = tuple(shapes.COLOURS)  # In the order of the ring.
@@ -34,10 +35,10 @@ class Sizes:
     held_out: int = 1_000  # Of each kind; of facts, those that were learnt.
 
     def __post_init__(self) -> None:
-        study.inside(f"[1, {MOST_FACTS}]", self, "facts")
-        study.inside("[1, 4]", self, "terms")
-        study.at_least(len(KINDS), self, "learnt")
-        study.at_least(1, self, "held_out")
+        ranges.inside(f"[1, {MOST_FACTS}]", self, "facts")
+        ranges.inside("[1, 4]", self, "terms")
+        ranges.at_least(len(KINDS), self, "learnt")
+        ranges.at_least(1, self, "held_out")
 
 
 def texts() -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.pipelines import running, summary
 from kullback.experiments.reproductions import charts, judging, study
 
@@ -54,13 +55,13 @@ class Config:
     episodes: int = 500  # Held-out sums.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "teacher_steps", "start_steps", "distilled_steps")
-        study.at_least(1, self, "prompts", "reward_steps", "policy_steps", "episodes")
-        study.at_least(0, self, "first_seed")
-        study.at_least(2, self, "reward_models")
-        study.inside("[0, 0.5)", self, "swapped")
-        study.inside("(0, inf)", self, "policy_rate")
-        study.multiples(8, self, "teacher_width")
+        ranges.at_least(1, self, "seeds", "teacher_steps", "start_steps", "distilled_steps")
+        ranges.at_least(1, self, "prompts", "reward_steps", "policy_steps", "episodes")
+        ranges.at_least(0, self, "first_seed")
+        ranges.at_least(2, self, "reward_models")
+        ranges.inside("[0, 0.5)", self, "swapped")
+        ranges.inside("(0, inf)", self, "policy_rate")
+        ranges.multiples(8, self, "teacher_width")
 
 
 def contents(config: Config, seed: int) -> dict[str, Any]:

@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import rlax
 
-from kullback.core import learners, online, regularizers, rollout, types
+from kullback.core import learners, online, ranges, regularizers, rollout, types
 from kullback.environments.minatar import games
-from kullback.experiments.reproductions import small_sight, study
+from kullback.experiments.reproductions import small_sight
 from kullback.lm import distillation, surrogate, tokenizer, tuning, vision
 
 WORDS = ("noop", "left", "up", "right", "down", "fire")  # Of MinAtar's actions, in their order.
@@ -148,7 +148,7 @@ class Distillation:
     iteration: online.Config = online.Config(length=8, epochs=1, batch_size=128)
 
     def __post_init__(self) -> None:
-        study.inside("(0, inf)", self, "temperature", "learning_rate")
+        ranges.inside("(0, inf)", self, "temperature", "learning_rate")
         distillation.named(self.divergence)
 
 
@@ -234,10 +234,10 @@ class Improvement:
     iteration: online.Config = online.Config(length=32, epochs=2, batch_size=256, reward_clip=None)
 
     def __post_init__(self) -> None:
-        study.inside("[0, 1]", self, "trace_decay")
-        study.inside("(0, 1)", self, "clip")
-        study.inside("[0, inf)", self, "value_weight", "entropy_weight")
-        study.inside("(0, inf)", self, "learning_rate")
+        ranges.inside("[0, 1]", self, "trace_decay")
+        ranges.inside("(0, 1)", self, "clip")
+        ranges.inside("[0, inf)", self, "value_weight", "entropy_weight")
+        ranges.inside("(0, inf)", self, "learning_rate")
 
 
 class Played(NamedTuple):

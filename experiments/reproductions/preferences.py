@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import (
     charts,
     curves,
@@ -81,10 +82,10 @@ class Config:
     decoder: preferred_letters.Sizes = dataclasses.field(default_factory=preferred_letters.Sizes)
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds")
-        study.at_least(0, self, "first_seed")
-        study.inside("[0, 0.5)", self, "corruptions")
-        study.inside("(0, inf)", self, "beta", "ipo_beta", "descent_rate", "kl")
+        ranges.at_least(1, self, "seeds")
+        ranges.at_least(0, self, "first_seed")
+        ranges.inside("[0, 0.5)", self, "corruptions")
+        ranges.inside("(0, inf)", self, "beta", "ipo_beta", "descent_rate", "kl")
 
     def objective(self, name: str, corruption: float) -> dpo.Objective:
         """Returns the loss of a direct way; the robust one is told the share of wrong labels."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import (
     reward_letters,
     reward_models,
@@ -37,9 +38,9 @@ class Sizes:
     models: reward_letters.Sizes = MODELS
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "batch_size")
-        study.multiples("records", self, "steps")
-        study.inside("(0, inf)", self, "kl", "learning_rate")
+        ranges.at_least(1, self, "seeds", "batch_size")
+        ranges.multiples("records", self, "steps")
+        ranges.inside("(0, inf)", self, "kl", "learning_rate")
 
     @property
     def work(self) -> int:

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import charts, few_bits, judging, study, token_line
 from kullback.experiments.reproductions.few_bits import Stage
 from kullback.lm import quantisation
@@ -65,9 +66,9 @@ class Config:
     line: token_line.Sizes = LINE
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds")
-        study.at_least(0, self, "first_seed")
-        study.multiples(quantisation.BLOCK, self.line, "student_width")
+        ranges.at_least(1, self, "seeds")
+        ranges.at_least(0, self, "first_seed")
+        ranges.multiples(quantisation.BLOCK, self.line, "student_width")
         if not self.four_bits:
             raise ValueError("four_bits must name one format at least, got ()")
 

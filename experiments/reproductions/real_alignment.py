@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.pipelines import measures
 from kullback.experiments.reproductions import (
     charts,
@@ -76,14 +77,14 @@ class Config:
     prompts: int = 200  # Held-out sums, two texts each.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "digits", "rank", "start_steps", "most_stages", "steps")
-        study.at_least(1, self, "batch_size", "prompts")
-        study.at_least(0, self, "first_seed")
-        study.inside("(0, inf)", self, "start_rate", "learning_rate")
-        study.inside("[0, inf)", self, "kl_coefficient")
-        study.inside("[0, 1]", self, "start_share", "most_share")
-        study.multiples(GROUP, self, "batch_size")
-        study.multiples(MEMBERS, self, "steps")
+        ranges.at_least(1, self, "seeds", "digits", "rank", "start_steps", "most_stages", "steps")
+        ranges.at_least(1, self, "batch_size", "prompts")
+        ranges.at_least(0, self, "first_seed")
+        ranges.inside("(0, inf)", self, "start_rate", "learning_rate")
+        ranges.inside("[0, inf)", self, "kl_coefficient")
+        ranges.inside("[0, 1]", self, "start_share", "most_share")
+        ranges.multiples(GROUP, self, "batch_size")
+        ranges.multiples(MEMBERS, self, "steps")
 
     @property
     def algorithms(self) -> dict[str, Algorithm]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kullback.core import trees
+from kullback.core import ranges, trees
 from kullback.experiments.evaluate import quantised
 from kullback.experiments.reproductions import charts, judging, real_models, study
 from kullback.lm import quantisation
@@ -53,11 +53,11 @@ class Config:
     seed: int = 100  # Of the order of texts.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "batch_size")
-        study.at_least(0, self, "steps", "seed")
-        study.at_least(8, self, "length")
-        study.inside("[2, 100]", self, "papers")
-        study.inside("(0, inf)", self, "learning_rate")
+        ranges.at_least(1, self, "batch_size")
+        ranges.at_least(0, self, "steps", "seed")
+        ranges.at_least(8, self, "length")
+        ranges.inside("[2, 100]", self, "papers")
+        ranges.inside("(0, inf)", self, "learning_rate")
         if not self.four_bits:
             raise ValueError("four_bits must name one format at least, got ()")
 

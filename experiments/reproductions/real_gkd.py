@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.core import files
+from kullback.core import files, ranges
 from kullback.experiments.evaluate import quantised
 from kullback.experiments.reproductions import (
     charts,
@@ -72,11 +72,11 @@ class Config:
     prompts: int = 200  # Held-out sums.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "digits", "rank", "teacher_steps", "student_steps")
-        study.at_least(1, self, "most_stages", "steps", "batch_size", "prompts")
-        study.at_least(0, self, "first_seed", "layers")
-        study.inside("(0, inf)", self, "teacher_rate", "student_rate", "own_cost")
-        study.inside("[0, 1]", self, "student_fractions", "teacher_share", "student_share")
+        ranges.at_least(1, self, "seeds", "digits", "rank", "teacher_steps", "student_steps")
+        ranges.at_least(1, self, "most_stages", "steps", "batch_size", "prompts")
+        ranges.at_least(0, self, "first_seed", "layers")
+        ranges.inside("(0, inf)", self, "teacher_rate", "student_rate", "own_cost")
+        ranges.inside("[0, 1]", self, "student_fractions", "teacher_share", "student_share")
         if not {0.0, 1.0} <= {*self.student_fractions}:
             raise ValueError(
                 f"student_fractions must have both ends, 0 and 1, got {self.student_fractions}"

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.evaluate import evaluation as evaluations
 from kullback.experiments.reproductions import (
     charts,
@@ -75,12 +76,12 @@ class Config:
     least_area: float = 0.65  # Of both under the ROC curve; a study without judges ends.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "steps")
-        study.at_least(2, self, "entailment_steps", "control_steps")
-        study.inside("(0, inf)", self, "learning_rate")
-        study.inside("[0, inf)", self, "kl_coefficient")
-        study.inside("[0, 1]", self, "least_area")
-        study.multiples(SAMPLES, self, "batch_size")
+        ranges.at_least(1, self, "seeds", "steps")
+        ranges.at_least(2, self, "entailment_steps", "control_steps")
+        ranges.inside("(0, inf)", self, "learning_rate")
+        ranges.inside("[0, inf)", self, "kl_coefficient")
+        ranges.inside("[0, 1]", self, "least_area")
+        ranges.multiples(SAMPLES, self, "batch_size")
         if [*self.best_of] != sorted({*self.best_of}) or not self.best_of or self.best_of[0] < 2:
             raise ValueError(f"best_of must be numbers >= 2 that rise, got {self.best_of}")
         if self.best_of[-1] % SAMPLES:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from kullback.core import files
+from kullback.core import files, ranges
 from kullback.experiments.evaluate import evaluation
 from kullback.experiments.pipelines import outputs
 from kullback.experiments.reproductions import (
@@ -64,13 +64,13 @@ class Config:
     least_area: float = 0.65  # Of that model under the ROC curve; a study without it ends.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "rank", "steps", "batch_size", "max_new_tokens")
-        study.at_least(0, self, "first_seed")
-        study.inside("[0, inf]", self, "ranks", may_be_empty=True)
-        study.at_least(2, self, "max_prompt_length", "entailment_steps")
-        study.inside("[2, 100]", self, "papers")
-        study.inside("[0, 1]", self, "least_area")
-        study.inside("(0, inf)", self, "learning_rate", "whole_rate")
+        ranges.at_least(1, self, "seeds", "rank", "steps", "batch_size", "max_new_tokens")
+        ranges.at_least(0, self, "first_seed")
+        ranges.inside("[0, inf]", self, "ranks", may_be_empty=True)
+        ranges.at_least(2, self, "max_prompt_length", "entailment_steps")
+        ranges.inside("[2, 100]", self, "papers")
+        ranges.inside("[0, 1]", self, "least_area")
+        ranges.inside("(0, inf)", self, "learning_rate", "whole_rate")
         if self.rank in self.ranks:
             raise ValueError(f"ranks are others than rank={self.rank}, got {self.ranks}")
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers
+from kullback.core import ranges, regularizers
 from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, convex, iteration, run, solve
 from kullback.theory.mdp import MDP
@@ -38,15 +38,15 @@ class Config:
     taus: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # Of the loss, > 0.
 
     def __post_init__(self) -> None:
-        study.at_least(2, self, "iterations")
+        ranges.at_least(2, self, "iterations")
         if not self.divergences:
             raise ValueError("divergences must name one at least, such as kl")
         for name in self.divergences:
             if not math.isfinite(regularizers.named(name).at_zero):
                 raise ValueError(f"{name} has no entropy, as f(0) is infinite; e.g. kl has one")
-        study.inside("(0, inf)", self, "tau", "taus")
-        study.inside("[0, inf)", self, "noise")
-        study.inside("[2, inf)", self, "backups", may_be_empty=True)
+        ranges.inside("(0, inf)", self, "tau", "taus")
+        ranges.inside("[0, inf)", self, "noise")
+        ranges.inside("[2, inf)", self, "backups", may_be_empty=True)
 
 
 def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str) -> dict[str, Any]:

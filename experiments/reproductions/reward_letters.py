@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import sampling, types
+from kullback.core import ranges, sampling, types
 from kullback.experiments.reproductions import curves, letters, reward_models, rewarded, study
 from kullback.experiments.reproductions.reward_models import Data, proxies, split
 from kullback.lm import (
@@ -70,9 +70,9 @@ class Sizes:
     samples: int = 16  # Texts of each held-out prompt, of which gold and KL are means.
 
     def __post_init__(self) -> None:
-        study.at_least(2, self, "members")
-        study.inside("[1, members]", self, "singles")
-        study.multiples("records", self, "policy_steps")
+        ranges.at_least(2, self, "members")
+        ranges.inside("[1, members]", self, "singles")
+        ranges.multiples("records", self, "policy_steps")
         if not self.corruptions:
             raise ValueError("corruptions must have one value at least, got ()")
         if self.prompts > self.language.held_out:
@@ -80,7 +80,7 @@ class Sizes:
                 f"prompts must be <= held_out={self.language.held_out} of the language, "
                 f"got {self.prompts}"
             )
-        study.inside("[1, draws]", self, "counts")
+        ranges.inside("[1, draws]", self, "counts")
         self.population()
         self.policy()
 

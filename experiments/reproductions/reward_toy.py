@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import averaging, learners, types
+from kullback.core import averaging, learners, ranges, types
 from kullback.experiments.reproductions import reward_models, study
 from kullback.experiments.reproductions.reward_models import Data, accuracies, split
 from kullback.lm import reward_model, warm
@@ -60,9 +60,9 @@ class Sizes:
     evaluation: int = 4_096  # Responses.
 
     def __post_init__(self) -> None:
-        study.multiples("climb_every", self, "climbs")
-        study.at_least(2, self, "members")
-        study.at_least(max(COUNTS), self, "evaluation")
+        ranges.multiples("climb_every", self, "climbs")
+        ranges.at_least(2, self, "members")
+        ranges.at_least(max(COUNTS), self, "evaluation")
         self.population()
 
     def population(self) -> warm.Config:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments import entailment
 from kullback.experiments.reproductions import charts, extractive, judging, study, summarisers
 from kullback.lm import best_of_n, rlef
@@ -81,9 +82,9 @@ class Config:
     sizes: extractive.Sizes = extractive.SIZES
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "measurements")
-        study.at_least(0, self, "first_seed")
-        study.inside("[0, 1]", self, "least_area")
+        ranges.at_least(1, self, "seeds", "measurements")
+        ranges.at_least(0, self, "first_seed")
+        ranges.inside("[0, 1]", self, "least_area")
         if self.sizes.steps % self.measurements:
             raise ValueError(
                 f"measurements={self.measurements} must divide sizes.steps={self.sizes.steps}"

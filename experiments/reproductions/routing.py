@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments.evaluate import answer_report, answering
 from kullback.experiments.reproductions import (
     charts,
@@ -56,11 +56,11 @@ class Config:
     first_seed: int = 100
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "steps", "chains", "validation", "questions", "rows", "seeds")
-        study.at_least(2, self, "samples")
-        study.inside("[0, 1]", self, "forgets", "scatters")
-        study.multiples(8, self, "width")
-        study.multiples("rows", self, "validation", "questions")
+        ranges.at_least(1, self, "steps", "chains", "validation", "questions", "rows", "seeds")
+        ranges.at_least(2, self, "samples")
+        ranges.inside("[0, 1]", self, "forgets", "scatters")
+        ranges.multiples(8, self, "width")
+        ranges.multiples("rows", self, "validation", "questions")
         if self.forgets + self.scatters > 1:
             raise ValueError(
                 f"forgets and scatters are shares of the same chains, got {self.forgets} + "

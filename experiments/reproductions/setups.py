@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from kullback.core import regularizers, types
-from kullback.experiments.reproductions import small_models, study
+from kullback.core import ranges, regularizers, types
+from kullback.experiments.reproductions import small_models
 from kullback.lm import batches, completions, data, evaluation, gemma, tasks, tokenizer, tuning
 
 
@@ -37,8 +37,8 @@ class Sizes:
     evaluation: int = 500  # Held-out examples, of which distances and scores are means.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "teacher_steps", "student_steps", "steps", "evaluation")
-        study.multiples(8, self, "teacher_width", "student_width")
+        ranges.at_least(1, self, "teacher_steps", "student_steps", "steps", "evaluation")
+        ranges.multiples(8, self, "teacher_width", "student_width")
 
     @property
     def length(self) -> int:

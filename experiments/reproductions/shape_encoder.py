@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import learners, types
-from kullback.experiments.reproductions import shapes, small_models, small_sight, students, study
+from kullback.core import learners, ranges, types
+from kullback.experiments.reproductions import shapes, small_models, small_sight, students
 from kullback.lm import siglip, vision
 
 CELLS = shapes.CELLS**2
@@ -32,9 +32,9 @@ class Learning:
     learning_rate: float = 2e-3  # Of Adam.
 
     def __post_init__(self) -> None:
-        study.at_least(0, self, "steps")
-        study.at_least(1, self, "pictures", "held_out", "batch_size")
-        study.inside("(0, inf)", self, "learning_rate")
+        ranges.at_least(0, self, "steps")
+        ranges.at_least(1, self, "pictures", "held_out", "batch_size")
+        ranges.inside("(0, inf)", self, "learning_rate")
 
 
 class Labelled(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.core import policies, types
+from kullback.core import policies, ranges, types
 from kullback.experiments.reproductions import (
     agent_runs,
     charts,
@@ -73,9 +73,9 @@ class Config:
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "teacher_steps", "scale", "num_envs", "steps", "policy_steps")
-        study.at_least(1, self, "episodes", "limit", "film", "records", "seeds")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "teacher_steps", "scale", "num_envs", "steps", "policy_steps")
+        ranges.at_least(1, self, "episodes", "limit", "film", "records", "seeds")
+        ranges.at_least(0, self, "first_seed")
         if not self.game.startswith("minatar/"):
             raise ValueError(
                 f"game must be one of minatar, whose actions are words, got {self.game}"

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments.reproductions import (
     charts,
     few_bits,
@@ -74,8 +74,8 @@ class Config:
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "teacher_steps", "student_steps", "bits_steps", "seeds")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "teacher_steps", "student_steps", "bits_steps", "seeds")
+        ranges.at_least(0, self, "first_seed")
         if self.sight.width % 32:
             raise ValueError(
                 f"sight.width must be a multiple of 32, as a quarter of it has one of 8, got "

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import learners, types
+from kullback.core import learners, ranges, types
 from kullback.experiments.reproductions import (
     charts,
     judging,
@@ -74,13 +74,13 @@ class Config:
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
-        study.at_least(0, self, "first_seed")
-        study.at_least(1, self, "pictures", "policy_pictures", "steps")
-        study.at_least(1, self, "records", "seeds")
-        study.at_least(shapes.MOST_SHAPES, self, "held_out")
-        study.inside(f"[3, {shapes.MOST_SHAPES - 1}]", self, "most")
-        study.inside(f"[{self.most + 1}, {shapes.MOST_SHAPES}]", self, "largest")
-        study.multiples("records", self, "policy_steps")
+        ranges.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "pictures", "policy_pictures", "steps")
+        ranges.at_least(1, self, "records", "seeds")
+        ranges.at_least(shapes.MOST_SHAPES, self, "held_out")
+        ranges.inside(f"[3, {shapes.MOST_SHAPES - 1}]", self, "most")
+        ranges.inside(f"[{self.most + 1}, {shapes.MOST_SHAPES}]", self, "largest")
+        ranges.multiples("records", self, "policy_steps")
         if (self.sight.side, self.sight.num_soft) != (shapes.SIDE, CELLS):
             raise ValueError(
                 f"pictures have {shapes.SIDE} pixels of a side and {CELLS} cells, a soft token "

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.environments import tokens
-from kullback.experiments.reproductions import setups, small_models, small_senses, study
+from kullback.experiments.reproductions import setups, small_models, small_senses
 from kullback.lm import (
     batches,
     blocks,
@@ -51,9 +51,9 @@ class Sizes:
     layers: int = 3
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "encoder_layers", "layers")
-        study.multiples(4, self, "encoder_width")
-        study.multiples(8, self, "width")
+        ranges.at_least(1, self, "encoder_layers", "layers")
+        ranges.multiples(4, self, "encoder_width")
+        ranges.multiples(8, self, "width")
         self.vision(blocks.IMAGE)
 
     @property

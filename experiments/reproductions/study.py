@@ -142,56 +142,6 @@ def seeds_of(config: Seeded) -> range:
     return range(config.first_seed, config.first_seed + config.seeds)
 
 
-def at_least(least: int, config: Any, *names: str) -> None:
-    """Checks fields of a configuration, or each entry of those that are tuples.
-
-    Raises:
-      ValueError: if one is less than `least`, or an empty tuple.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not np.size(value) or np.min(value) < least:
-            numbers = "numbers " if np.ndim(value) else ""
-            raise ValueError(f"{name} must be {numbers}>= {least}, got {value}")
-
-
-def inside(interval: str, config: Any, *names: str, may_be_empty: bool = False) -> None:
-    """Checks that fields, or each entry of those that are tuples, lie in an interval.
-
-    Args:
-      interval: such as "(0, 1]", or "[1, members]", up to another field.
-      config: of the fields.
-      *names: theirs.
-      may_be_empty: whether tuples may be.
-
-    Raises:
-      ValueError: if one does not, or is nan.
-    """
-    ends = interval[1:-1].split(", ")
-    known = {end: getattr(config, end) for end in ends if hasattr(config, end)}
-    low, high = (float(known.get(end, end)) for end in ends)
-    said = ", ".join(f"{end}={known[end]}" if end in known else end for end in ends)
-    for name in names:
-        values = np.asarray(getattr(config, name), np.float64)
-        is_above = values > low if interval[0] == "(" else values >= low
-        is_below = values < high if interval[-1] == ")" else values <= high
-        if not np.all(is_above & is_below) or not (values.size or may_be_empty):
-            said = f"{interval[0]}{said}{interval[-1]}"
-            raise ValueError(f"{name} must lie in {said}, got {getattr(config, name)}")
-
-
-def multiples(of: str | int, config: Any, *names: str) -> None:
-    """Checks that fields are multiples of a number, or of another field.
-
-    Raises:
-      ValueError: if one is not.
-    """
-    number, said = (getattr(config, of), f"{of}=") if isinstance(of, str) else (of, "")
-    for name in names:
-        if (value := getattr(config, name)) % number:
-            raise ValueError(f"{name} must be a multiple of {said}{number}, got {value}")
-
-
 # Tables.
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kullback.core import types
+from kullback.core import ranges, types
 from kullback.experiments.reproductions import setups, small_models, students, study
 from kullback.experiments.reproductions.setups import Setup
 from kullback.lm import gemma, tuning
@@ -47,8 +47,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         self.learning(self.learning_rate)
-        study.at_least(4, self, "vocab_size")
-        study.at_least(1, self, "trajectories", "evaluation")
+        ranges.at_least(4, self, "vocab_size")
+        ranges.at_least(1, self, "trajectories", "evaluation")
 
     def learning(self, rate: float) -> tuning.Config:
         """Returns the settings of a learner."""

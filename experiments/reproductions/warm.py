@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments.reproductions import (
     charts,
     curves,
@@ -50,8 +51,8 @@ class Config:
     letters: reward_letters.Sizes = reward_letters.SIZES
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "toy_seeds")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "seeds", "toy_seeds")
+        ranges.at_least(0, self, "first_seed")
 
     @property
     def toy_steps(self) -> int:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from kullback.core import ranges
 from kullback.experiments import statistics
 from kullback.experiments.reproductions import (
     charts,
@@ -89,15 +90,15 @@ class Config:
     decoder: Sizes = merged_policies.DECODER
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "seeds", "iterations", "records", "samples")
-        study.at_least(0, self, "first_seed")
+        ranges.at_least(1, self, "seeds", "iterations", "records", "samples")
+        ranges.at_least(0, self, "first_seed")
         for name in POLICIES:
             steps = self.algorithm(name).member_steps
             if steps % self.records:
                 raise ValueError(
                     f"member_steps must be a multiple of records={self.records}, got {steps}"
                 )
-        study.inside("(0, inf)", self, "reference_kl")
+        ranges.inside("(0, inf)", self, "reference_kl")
 
     @property
     def betas(self) -> dict[str, float]:

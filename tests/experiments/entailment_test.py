@@ -248,9 +248,9 @@ def test_a_report_is_shown_as_a_table():
     [
         ({"kind": "t5"}, "kind must be one of"),
         ({"steps": 0}, r"steps must be >= 2 \(.*\), got 0"),
-        ({"batch_size": 0}, "batch_size must be > 0, got 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be > 0"),
-        ({"tuned_layers": 0}, "tuned_layers must be > 0"),
+        ({"tuned_layers": 0}, "tuned_layers must be >= 1"),
         ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"train_papers": 1}, "must be >= 2"),

@@ -155,7 +155,7 @@ def test_it_runs_in_small_and_says_how_long_in_large(tmp_path: pathlib.Path):
     ("fields", "message"),
     [
         ({"steps": 30}, "steps must be a multiple of 40, got 30"),
-        ({"betas": ()}, "betas must lie in"),
+        ({"betas": ()}, "betas must be > 0 and finite, got "),
         ({"best_of": 17}, r"best_of must lie in \[2, anchor_samples=16\], got 17"),
         ({"weights": (0.5,)}, "must have 0, 0.5 and 1"),
         ({"anchor_rate": 0.0}, r"anchor_rate must lie in \(0, 1\], got 0.0"),

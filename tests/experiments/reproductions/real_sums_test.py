@@ -172,7 +172,7 @@ def test_what_is_judged_of_policies(gain: float, verdict: str):
     ("make", "field", "message"),
     [
         (real_gkd.Config, {"student_fractions": (0.5, 1.0)}, "must have both ends"),
-        (real_gkd.Config, {"own_cost": 0.0}, r"own_cost must lie in \(0, inf\)"),
+        (real_gkd.Config, {"own_cost": 0.0}, r"own_cost must be > 0 and finite"),
         (real_alignment.Config, {"batch_size": 16}, "batch_size must be a multiple of 12"),
         (real_alignment.Config, {"steps": 3}, "steps must be a multiple of 2"),
     ],

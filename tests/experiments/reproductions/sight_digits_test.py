@@ -148,7 +148,7 @@ def test_a_claim_fails_where_its_number_does(number: int, change: dict[str, Any]
     [
         ({"learnt": 1_000}, r"1797 that there are, got 1000 \+ 300 \+ 400 \+ 297"),
         ({"few": 301}, r"few must lie in \[1, judged=300\]"),
-        ({"guidance": 1.0}, r"guidance must lie in \(1, inf\)"),
+        ({"guidance": 1.0}, r"guidance must be > 1 and finite"),
         ({"drawn": 105}, "drawn must be a multiple of 10"),
         ({"unasked": 0.0}, r"unasked must lie in \(0, 1\)"),
         ({"policy_steps": 305}, "policy_steps must be a multiple of records=10"),

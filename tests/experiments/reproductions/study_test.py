@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import types
 from collections.abc import Iterator
 
 import pytest
@@ -23,40 +22,6 @@ def test_rows_of_tables_come_back_by_table_and_by_column():
     assert study.even([{"x": 1}, {"y": 2}], "y") == [{"y": None}, {"y": 2}]
     assert study.distinct(rows, "seed") == [7, 3]
     assert study.by_seed(rows, "x", arm="b").tolist() == [[70, 71], [30, 31]]
-
-
-def test_limits_of_fields_are_checked():
-    config = types.SimpleNamespace(seeds=0, sizes=(3, 1), none=())
-    study.at_least(1, config, "sizes")
-    with pytest.raises(ValueError, match=r"^seeds must be >= 1, got 0$"):
-        study.at_least(1, config, "sizes", "seeds")
-    for name in ("sizes", "none"):
-        with pytest.raises(ValueError, match=rf"^{name} must be numbers >= 2, got "):
-            study.at_least(2, config, name)
-
-
-def test_intervals_of_fields_are_checked():
-    config = types.SimpleNamespace(rate=1.0, rates=(0.5, 0.0), none=(), nan=float("nan"))
-    study.inside("(0, 1]", config, "rate")
-    study.inside("[0, 1)", config, "rates")
-    study.inside("[0, rate]", config, "none", may_be_empty=True)
-    config.most = 2
-    with pytest.raises(ValueError, match=r"^most must lie in \(0, rate=1\.0\], got 2$"):
-        study.inside("(0, rate]", config, "most")
-    with pytest.raises(ValueError, match=r"^most must be a multiple of 3, got 2$"):
-        study.multiples(3, config, "most")
-    with pytest.raises(ValueError, match=r"^rate must be a multiple of most=2, got 1\.0$"):
-        study.multiples("most", config, "rate")
-    for interval, name in (
-        ("(0, 1)", "rate"),
-        ("(0, 1]", "rates"),
-        ("[0, 0.5)", "rates"),
-        ("[0, 1]", "none"),
-        ("[0, inf]", "nan"),
-    ):
-        with pytest.raises(ValueError) as raised:
-            study.inside(interval, config, name)
-        assert str(raised.value) == f"{name} must lie in {interval}, got {getattr(config, name)}"
 
 
 def test_a_step_of_a_part_is_kept(tmp_path: pathlib.Path):
