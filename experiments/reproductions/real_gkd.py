@@ -107,13 +107,15 @@ def distillation_stage(
     config: Config, of_task: str, start: str, teacher: str, fraction: float, seed: int
 ) -> dict[str, Any]:
     """Returns the stage that distils."""
+    steps = config.steps_of(fraction)
     settings = {
         **real_sums.lengths(config.digits),
         "student_fraction": fraction,
         "batch_size": config.batch_size,
         "learning_rate": config.student_rate,
+        "warmup_steps": real_models.warmup(steps),  # As large a part of each arm's.
     }
-    begin = "gkd", of_task, start, config.steps_of(fraction), seed
+    begin = "gkd", of_task, start, steps, seed
     return real_models.train(*begin, teacher=teacher, settings=settings)
 
 

@@ -127,7 +127,12 @@ def chain(
       rate: of learning.
       **settings: further ones of a stage.
     """
-    given = {**lengths(config.digits), "batch_size": config.batch_size, "learning_rate": rate}
+    given = {
+        **lengths(config.digits),
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "warmup_steps": real_models.warmup(steps),
+    }
 
     def stage(model: str, number: int) -> dict[str, Any]:
         begin = "sft", of_task, model, steps, config.first_seed + 1_000 * number
