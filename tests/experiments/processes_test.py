@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from kullback.core import checkpoints, departures, processes
+from kullback.core import checkpoints, departures, processes, sharding
 from kullback.experiments import cli
 from kullback.experiments.runs import models, plans, run_processes
 from kullback.lm import gemma, tasks, tokenizer
@@ -51,14 +52,17 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...], dict[str, str]]] = {
         (*REWARDED, "variant=grpo", "epochs=2", "minibatches=2"),
         {"reward": "python:tests.experiments.processes_test:lottery"},
     ),
+    "square": ("sft", "2x2", (*SETTINGS, "batch_size=8"), {}),
+    "square-rlhf": ("rlhf", "2x2", REWARDED, {"reward": "exact-0.01*length"}),
 }
 
-# Runs of which the same three processes do one after another.
+# Runs of as many devices, which the same three processes do one after another.
 GROUPS = {
     "tuning": ("sft", "cut", "adapters"),
     "distillation": ("gkd", "aged"),
     "pairs": ("judge", "dpo"),
     "rewards": ("rlhf", "grpo"),
+    "rows and weights cut": ("square", "square-rlhf"),
 }
 
 
@@ -142,8 +146,9 @@ def test_two_processes_learn_as_one_over_the_same_mesh(root: pathlib.Path, group
     }
     command = ["-c", PROGRAM, json.dumps(given), "@PORT", "@COUNT", "@INDEX"]
     said = []
+    (devices,) = {math.prod(sharding.shape_of(RUNS[name][1])) for name in GROUPS[group]}
     for count in (1, 2):
-        with several.running(command, count, devices=2 // count) as started:
+        with several.running(command, count, devices=devices // count) as started:
             said += several.ended(started)
     assert [status for status, _, _ in said] == [0, 0, 0], "\n".join(x[-1][-3000:] for x in said)
     results = [json.loads(out.splitlines()[-1]) for _, out, _ in said]
