@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from kullback.experiments import interrupts, ray_cluster
 from kullback.experiments.commands import child
-from kullback.experiments.sweeps import sweep_worker
 
 RESTARTS = 3  # So often a gang begins anew, at most.
 POLL_SECONDS = 0.5
@@ -70,7 +69,7 @@ class Member:
         status = self._process.poll()
         if status is None:
             return None
-        return status, sweep_worker.error_in(self._log, status) if status else ""
+        return status, child.error_in(self._log, status) if status else ""
 
     def stop(self) -> None:
         """Asks the process to save and end."""

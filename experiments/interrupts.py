@@ -24,7 +24,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Failure(Exception):
-    """A failure of a user's own code (a reward) during a run; the message is one line."""
+    """A failure of what a command does: a user's own code, a run, a stage of a pipeline.
+
+    The message is one line.
+    """
 
 
 def as_interrupted(error: KeyboardInterrupt, message: str = "") -> Interrupted:

@@ -49,6 +49,21 @@ def start(
     )
 
 
+def ended(status: int) -> str:
+    """Returns how a process ended, by its status: negative for a signal."""
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def error_in(log: pathlib.Path, status: int) -> str:
+    """Returns our error message of the last line of a log, or else the status and that line."""
+    lines = log.read_text("utf-8", errors="replace").rstrip().splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    if last.startswith("kullback: "):
+        return last.removeprefix("kullback: ")
+    nothing = "(none)" if status < 0 else "(none: is the disk full?)"
+    return f"it ended with {ended(status)}; its last line: {last.strip() or nothing}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Does a command of `kullback`; returns its exit status."""
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,7 +1,6 @@
 """`kullback pipeline`: stages of one TOML file that take each other's outputs."""
 
 import argparse
-import sys
 from typing import Any
 
 from kullback.experiments.commands import arguments
@@ -27,20 +26,16 @@ def add_parser(commands: Any) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Does the pipeline; exit status 1 if a stage failed."""
+    """Does the pipeline."""
     from kullback.experiments.pipelines import running
 
-    try:
-        folder = running.run(
-            options.file,
-            out=options.out,
-            without=options.without,
-            dry_run=options.dry_run,
-            trust_code=options.trust_code,
-        )
-    except running.Failed as error:
-        print(f"kullback: {error}", file=sys.stderr)
-        return 1
+    folder = running.run(
+        options.file,
+        out=options.out,
+        without=options.without,
+        dry_run=options.dry_run,
+        trust_code=options.trust_code,
+    )
     if not options.dry_run:
         print(f"pipeline: {folder}")
     return 0

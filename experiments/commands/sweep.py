@@ -1,7 +1,6 @@
 """`kullback sweep`: all runs that a TOML file asks for."""
 
 import argparse
-import sys
 from typing import Any
 
 from kullback.experiments import limits
@@ -34,22 +33,18 @@ def add_parser(commands: Any) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Does the sweep; exit status 1 if a run failed."""
+    """Does the sweep."""
     from kullback.experiments.sweeps import sweeping
 
-    try:
-        folders = sweeping.sweep(
-            options.file,
-            out=options.out,
-            jobs=options.jobs,
-            ray=options.ray,
-            dry_run=options.dry_run,
-            trust_code=options.trust_code,
-            retry_diverged=options.retry_diverged,
-        )
-    except sweeping.Failed as error:
-        print(f"kullback: {error}", file=sys.stderr)
-        return 1
+    folders = sweeping.sweep(
+        options.file,
+        out=options.out,
+        jobs=options.jobs,
+        ray=options.ray,
+        dry_run=options.dry_run,
+        trust_code=options.trust_code,
+        retry_diverged=options.retry_diverged,
+    )
     if not options.dry_run:
         print(f"{len(folders)} runs: {folders[0].parent}")
     return 0

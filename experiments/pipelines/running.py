@@ -7,7 +7,6 @@ its command. `stages.py` says what a file holds, `outputs.py` where everything i
 import contextlib
 import functools
 import pathlib
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ _LOOK_SECONDS = 1.0
 _WAIT_SECONDS = 60.0  # For a process of an interrupted pipeline that is still saving.
 
 
-class Failed(RuntimeError):
+class Failed(interrupts.Failure):
     """A stage failed; those before it are finished."""
 
 
@@ -133,10 +132,14 @@ def _do(
     trust = [child.TRUST] if trust_code and is_run else []
     status = _process([*planned.arguments, *trust], log, look)
     if status:
-        end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        why = (
+            f"it ended with {child.ended(status)}, see above"
+            if log is None
+            else f"{child.error_in(log, status)} (log: {log})"
+        )
         raise Failed(
-            f"stage {planned.stage.name} ended with {end}, see {log or 'above'}; the stages before "
-            "it are finished, and the same command goes on"
+            f"stage {planned.stage.name}: {why}; the stages before it are finished, and the same "
+            "command goes on"
         )
     if not path.exists():
         raise Failed(f"stage {planned.stage.name} has made nothing at {path}")

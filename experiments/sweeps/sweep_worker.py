@@ -6,7 +6,6 @@ The child process, `commands/child.py`, goes on with its run or begins it by the
 
 import dataclasses
 import pathlib
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -82,7 +81,7 @@ def poll(job: Job, process: subprocess.Popen[bytes]) -> Outcome | None:
         return None
     if process.stdin is not None:
         process.stdin.close()
-    return Outcome(status, error_in(pathlib.Path(job.log), status) if status else "")
+    return Outcome(status, child.error_in(pathlib.Path(job.log), status) if status else "")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -115,14 +114,3 @@ def _train_arguments(job: Job) -> list[str]:
         *(f"--{name}" if value is True else f"--{name}={value}" for name, value in values),
         *(f"--{name}={text}" for name, texts in lists for text in texts),
     ]
-
-
-def error_in(log: pathlib.Path, status: int) -> str:
-    """Returns our error message of the last line of a log, or else the status and that line."""
-    lines = log.read_text("utf-8", errors="replace").rstrip().splitlines()
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    if last.startswith("kullback: "):
-        return last.removeprefix("kullback: ")
-    end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-    nothing = "(none)" if status < 0 else "(none: is the disk full?)"
-    return f"it ended with {end}; its last line: {last.strip() or nothing}"

@@ -32,7 +32,7 @@ LOGS = "logs"  # The folder of the runs' output, a file a run.
 SPEED_SECONDS = 600.0
 
 
-class Failed(RuntimeError):
+class Failed(interrupts.Failure):
     """Some runs failed; the others are finished. The message names the first few, and why."""
 
 

@@ -1,6 +1,5 @@
 """Tests of experiments/sweeps/sweep_local.py: how many runs at a time, and who has which device."""
 
-import pathlib
 from typing import Any
 
 import pytest
@@ -88,15 +87,3 @@ def test_elsewhere_than_on_cuda_runs_per_gpu_changes_nothing(monkeypatch: pytest
 @pytest.mark.parametrize("runs", [checked("tpu", 4), checked("gpu", 4, mesh="4x1")])
 def test_elsewhere_a_run_has_all_devices(runs: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     assert started(monkeypatch, runs, 9) == [{}]
-
-
-def test_the_error_of_a_run_is_found_in_its_log(tmp_path: pathlib.Path):
-    log = tmp_path / "run.log"
-    for text, status, error in [
-        ("step 3\nkullback: the loss is not finite\n\n", 1, "the loss is not finite"),
-        ("Traceback\nMemoryError\n", 1, "it ended with status 1; its last line: MemoryError"),
-        ("", -9, "it ended with signal SIGKILL; its last line: (none)"),
-        ("", 1, "it ended with status 1; its last line: (none: is the disk full?)"),
-    ]:
-        log.write_text(text)
-        assert sweep_worker.error_in(log, status) == error
