@@ -158,6 +158,10 @@ class Local:
             done.append(Tick(observation, action, timestep))
         return done
 
+    def answer(self, ask: Ask, version: Sequence[Any]) -> "Packed":
+        """Acts a chunk, see `act`, and returns it as arrays."""
+        return packed(self.spec, self.act(ask, version))
+
     def _fresh(self, leaves: Sequence[Any], env_steps: int) -> Any:
         """Returns the policy's memory at the start of an episode."""
         agent, acting = self.program.agent, self.program
@@ -224,3 +228,8 @@ def unpacked(arrays: Packed) -> list[Tick]:
         ticks.append(Tick(observation, arrays.action[n], timestep))
         observation = following
     return ticks
+
+
+def opened(answer: list[Tick] | Packed) -> list[Tick]:
+    """Returns the ticks of a chunk, whichever way they came."""
+    return unpacked(answer) if isinstance(answer, Packed) else answer

@@ -1,8 +1,9 @@
 """Acting in another process: what makes it there, what passes between, and how it fails.
 
-A worker that is no thread of the process that learns gets a recipe, and makes agent and
-environments of it; then it gets a chunk's `acting.Ask` and numbers, and gives arrays. How these
-travel is the worker's own matter: a socket (actor_process.py), or a cluster.
+A worker that is no thread of the process that learns gets a recipe, and makes of it what acts: an
+agent with environments, or a program that writes texts. Then it gets what is asked for (of games an
+`acting.Ask`) with parameters as numbers, and gives arrays. How these travel is the worker's own
+matter: a socket (actor_process.py), or a cluster.
 """
 
 import dataclasses
@@ -11,24 +12,35 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from kullback.core import acting
-
 START_SECONDS = 300.0  # For a worker to be there.
-SECONDS = 600.0  # A chunk that takes longer is that of a worker that is lost.
+SECONDS = 600.0  # An answer that takes longer is that of a worker that is lost.
 
-# Makes the acting of a worker and its shards; it must be picklable, so a function of a module.
-Recipe = Callable[[], acting.Local]
+
+class Acts(Protocol):
+    """The acting of a worker in the process where it is."""
+
+    def answer(self, ask: Any, version: Any) -> Any:
+        """Acts what is asked for, by parameters as `numbers` returns them; returns arrays."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it made, such as environments."""
+        ...
+
+
+# Makes the acting of a worker; it must be picklable, so a function of a module, or such an object.
+Recipe = Callable[[], Acts]
 
 
 class Said(NamedTuple):
-    """The answer of a worker: a chunk, or why it cannot act."""
+    """The answer of a worker, or why it cannot act."""
 
-    chunk: acting.Packed | None
-    error: str = ""  # If there is none.
+    answer: Any  # Arrays; None if there is none.
+    error: str = ""  # Then.
 
 
 def numbers(leaves: Sequence[Any]) -> list[np.ndarray]:
@@ -66,41 +78,40 @@ def late(name: str) -> str:
     return f"{name} gave no chunk for {SECONDS:.0f} seconds"
 
 
-def ticks(said: Said) -> list[acting.Tick]:
-    """Returns the ticks that a worker acted.
+def answered(said: Said) -> Any:
+    """Returns the answer of a worker.
 
     Raises:
       ValueError: for an error of the environment or the agent.
     """
-    if said.chunk is None:
+    if said.error:
         raise ValueError(said.error)
-    return acting.unpacked(said.chunk)
+    return said.answer
 
 
 @dataclasses.dataclass(kw_only=True)
 class Host:
-    """The shards that this process acts for another one."""
+    """The acting of this process for another one."""
 
     given: bytes  # As `pickled` returns it.
-    local: acting.Local | None = None
+    local: Acts | None = None
 
-    def act(self, ask: acting.Ask, leaves: Sequence[np.ndarray]) -> Said:
-        """Acts a chunk; the first one makes agent and environment."""
+    def act(self, ask: Any, leaves: Sequence[np.ndarray]) -> Said:
+        """Acts what is asked for; the first time makes what acts."""
         try:
             if self.local is None:
                 self.local = _made(self.given)
-            chunk = acting.packed(self.local.spec, self.local.act(ask, leaves))
-            return Said(chunk)
+            return Said(self.local.answer(ask, leaves))
         except Exception as error:
             return Said(None, _described(error))
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Frees what was made."""
         if self.local is not None:
             self.local.close()
 
 
-def _made(given: bytes) -> acting.Local:
+def _made(given: bytes) -> Acts:
     """Returns what the recipe of the process that learns makes."""
     path, recipe = pickle.loads(given)
     # Another machine may have its packages elsewhere.
@@ -110,6 +121,6 @@ def _made(given: bytes) -> acting.Local:
 
 def _described(error: Exception) -> str:
     """Returns an error of the environment as a line, and any other with its trace."""
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and str(error):
         return str(error)
     return "".join(traceback.format_exception(error)).rstrip()

@@ -1,6 +1,6 @@
-"""A worker that acts shards in a process of its own, on a CPU of this machine.
+"""A worker that acts in a process of its own, on a CPU of this machine.
 
-The process that learns sends what to act, one chunk at a time, and gets arrays. Both speak by
+The process that learns sends what to act, one piece at a time, and gets arrays. Both speak by
 pickles over a socket that no third process has. The worker ends when the other end is closed,
 however that went.
 """
@@ -13,10 +13,11 @@ import struct
 import subprocess
 import sys
 from multiprocessing import connection
+from typing import Any
 
 import numpy as np
 
-from kullback.core import acting, acting_elsewhere, crews
+from kullback.core import acting_elsewhere, posts
 
 _MODULE = "kullback.core.actor_process"
 _END_SECONDS = 5.0  # For a worker to end once it is told to.
@@ -50,8 +51,8 @@ class Remote:
         with contextlib.suppress(OSError):  # It is lost, as `act` will find.
             self._link.send_bytes(given)
 
-    def act(self, ask: acting.Ask, version: tuple[int, list[np.ndarray]]) -> list[acting.Tick]:
-        """Acts a chunk, see `crews.Worker`.
+    def act(self, ask: Any, version: tuple[int, list[np.ndarray]]) -> Any:
+        """Returns the answer, see `posts.Worker`.
 
         Raises:
           ValueError: for an error of the environment or the agent.
@@ -64,10 +65,10 @@ class Remote:
                 raise TimeoutError
             said = self._link.recv()
         except (TimeoutError, BlockingIOError) as error:
-            raise crews.Lost(acting_elsewhere.late(self.name)) from error
+            raise posts.Lost(acting_elsewhere.late(self.name)) from error
         except (EOFError, OSError) as error:
-            raise crews.Lost(f"{self.name} {self._end()}") from error
-        return acting_elsewhere.ticks(said)
+            raise posts.Lost(f"{self.name} {self._end()}") from error
+        return acting_elsewhere.answered(said)
 
     def _end(self) -> str:
         """Returns how the process ended, which it is about to do at least."""
@@ -89,9 +90,9 @@ class Remote:
             self._process.wait()
 
 
-def workers(count: int, recipe: acting_elsewhere.Recipe) -> crews.Workers:
+def workers(count: int, recipe: acting_elsewhere.Recipe) -> posts.Workers:
     """Returns workers that are processes of this machine."""
-    return crews.Workers(
+    return posts.Workers(
         count,
         lambda number: Remote(number, recipe),
         lambda version, leaves: (version, acting_elsewhere.numbers(leaves)),

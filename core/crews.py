@@ -12,7 +12,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,43 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import acting, chunks, types
-
-LOSSES, LOSS_SECONDS = 5, 60.0  # So many lost workers within so long a time end a run.
-LATE_SECONDS = 60.0  # Who lets the learner wait for longer is named, once a chunk.
-
-
-class Lost(Exception):
-    """A worker is gone, or so many of them that the run cannot go on; the message says who."""
-
-
-class Worker(Protocol):
-    """Acts shards, here or elsewhere; one thread calls it."""
-
-    @property
-    def name(self) -> str:
-        """Who it is and where, for messages."""
-        ...
-
-    def act(self, ask: acting.Ask, version: Any) -> list[acting.Tick]:
-        """Acts a chunk by what `Workers.publish` returned.
-
-        Raises:
-          Lost: if the worker is gone, with all emulators of its shards.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees environments and processes."""
-        ...
-
-
-class Workers(NamedTuple):
-    """The workers of a run: threads, processes, or machines."""
-
-    number: int  # At most that of shards; worker n has the shards n, n + number, ..
-    hire: Callable[[int], Worker]  # Number of the worker -> a new one, in place of a lost one too.
-    publish: Callable[[int, list[Any]], Any]  # (version, `acting.read`) -> what `Worker.act` takes.
+from kullback.core import acting, chunks, posts, types
 
 
 class Restart(NamedTuple):
@@ -131,24 +94,15 @@ class Alone:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Post:
-    """A worker, the thread that speaks with it, and which of its shards begin anew."""
+class _Place:
+    """A post, the thread that speaks with its worker, and which of its shards begin anew."""
 
-    number: int
-    hire: Callable[[int], Worker]
+    post: posts.Post
     seed_of: Callable[[acting.Ask], int]
-    count_loss: Callable[[str], None]
     pool: concurrent.futures.ThreadPoolExecutor
-    worker: Worker | None = None
+    shards: Sequence[int]  # Worker n has the shards n, n + number of workers, ..
     # By shard, why its emulators begin anew with its next chunk: "" where a run begins or goes on.
     anew: dict[int, str] = dataclasses.field(default_factory=dict)
-    shards: Sequence[int] = ()
-
-    @property
-    def name(self) -> str:
-        """Who acts here, for messages."""
-        worker = self.worker
-        return f"worker {self.number}, which begins," if worker is None else worker.name
 
     def begin(self) -> None:
         """Begins all shards anew; no chunk is under way."""
@@ -158,38 +112,24 @@ class _Post:
         """Acts a chunk, by another worker if one is lost; returns why emulators began anew, too.
 
         Raises:
-          Lost: if too many are.
+          posts.Lost: if too many are.
         """
-        losses = 0
-        while True:
-            cause = self.anew.get(ask.shard)
-            seed = None if cause is None else self.seed_of(ask)
-            try:
-                if self.worker is None:
-                    self.worker = self.hire(self.number)
-                ticks = self.worker.act(ask._replace(seed=seed), version)
-            except Lost as error:
-                if self.worker is not None:
-                    self.worker.close()
-                self.worker = None
-                for shard in self.shards:  # One that has not begun since has lost nothing more.
-                    self.anew.setdefault(shard, str(error))
-                self.count_loss(str(error))
-                losses += 1
-                if losses == LOSSES:  # However long each of them took to begin.
-                    raise Lost(
-                        f"{LOSSES} workers were lost over the same chunk, the last: {error}"
-                    ) from error
-                continue
-            self.anew.pop(ask.shard, None)
-            return ticks, cause or ""
+
+        def begins() -> acting.Ask:
+            is_anew = ask.shard in self.anew
+            return ask._replace(seed=self.seed_of(ask) if is_anew else None)
+
+        def lost(cause: str) -> None:
+            for shard in self.shards:  # One that has not begun since has lost nothing more.
+                self.anew.setdefault(shard, cause)
+
+        ticks = acting.opened(self.post.act(begins, version, lost))
+        return ticks, self.anew.pop(ask.shard, "")
 
     def close(self) -> None:
         """Ends worker and thread."""
         self.pool.shutdown(cancel_futures=True)
-        if self.worker is not None:
-            self.worker.close()
-            self.worker = None
+        self.post.close()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -199,9 +139,9 @@ class Many:
     plan: chunks.Schedule
     spec: types.Spec
     program: acting.Program
-    workers: Workers
+    workers: posts.Workers
     stride: int  # B.
-    posts: list[_Post]
+    places: list[_Place]
     on_restart: Callable[[Restart], None]
     on_late: Callable[[str], None]
     keys: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -218,8 +158,8 @@ class Many:
         self._drop()
         self.keys, self.begun = chunks.keys(self.plan, key), env_steps
         self.version, self.taken = -1, 0
-        for post in self.posts:
-            post.begin()
+        for place in self.places:
+            place.begin()
 
     def publish(self, learner: types.LearnerState) -> None:
         """Hands out the next version, see `Crew`."""
@@ -227,11 +167,11 @@ class Many:
         version = self.workers.publish(self.version, acting.read(self.program, learner))
         while self.plan.version(chunk := self.taken + len(self.flights)) <= self.version:
             asks = chunks.asks(self.plan, self.stride, self.begun, self.keys, chunk)
-            posts = [self.posts[ask.shard % len(self.posts)] for ask in asks]
+            places = [self.places[ask.shard % len(self.places)] for ask in asks]
             self.flights.append(
                 [
-                    post.pool.submit(post.act, ask, version)
-                    for post, ask in zip(posts, asks, strict=True)
+                    place.pool.submit(place.act, ask, version)
+                    for place, ask in zip(places, asks, strict=True)
                 ]
             )
 
@@ -257,11 +197,9 @@ class Many:
     def _awaited(
         self, shard: int, flight: concurrent.futures.Future[Any]
     ) -> tuple[list[acting.Tick], str]:
-        """Returns what a post acted of a shard, and says once who is late."""
-        if concurrent.futures.wait([flight], LATE_SECONDS).not_done:
-            post = self.posts[shard % len(self.posts)]
-            self.on_late(f"{post.name} has let shard {shard} wait for {LATE_SECONDS:.0f} seconds")
-        return flight.result()
+        """Returns what a worker acted of a shard, and says once who is late."""
+        post = self.places[shard % len(self.places)].post
+        return posts.awaited(flight, lambda: f"{post.name} has let shard {shard}", self.on_late)
 
     def _drop(self) -> None:
         """Throws away what was asked for, once each thread has done what it is at."""
@@ -275,8 +213,8 @@ class Many:
     def close(self) -> None:
         """Ends threads and workers."""
         self._drop()
-        for post in self.posts:
-            post.close()
+        for place in self.places:
+            place.close()
 
 
 def _joined(spec: types.Spec, parts: Sequence[acting.Tick]) -> acting.Tick:
@@ -325,7 +263,7 @@ def check(workers: int, plan: chunks.Schedule) -> None:
 def many(
     plan: chunks.Schedule,
     acts: acting.Program,
-    workers: Workers,
+    workers: posts.Workers,
     spec: types.Spec,
     num_envs: int,
     seed: int,
@@ -342,29 +280,21 @@ def many(
       num_envs: B.
       seed: of the run.
       on_restart: is told of emulators that began anew, as their chunk is taken.
-      on_late: is told who lets the learner wait for LATE_SECONDS.
+      on_late: is told who lets the learner wait for `posts.LATE_SECONDS`.
 
     Raises:
       ValueError: for more workers than shards.
     """
     check(workers.number, plan)
-    times, lock = collections.deque[float](maxlen=LOSSES), threading.Lock()
-
-    def count_loss(cause: str) -> None:
-        with lock:
-            times.append(time.monotonic())
-            if len(times) == LOSSES and times[-1] - times[0] < LOSS_SECONDS:
-                raise Lost(f"{LOSSES} workers were lost within a minute, the last: {cause}")
+    losses = posts.Losses()
 
     def seed_of(ask: acting.Ask) -> int:
         return chunks.emulator_seed(seed, plan.shards, ask.shard, ask.env_steps)
 
-    posts = [
-        _Post(
-            number=number,
-            hire=workers.hire,
+    places = [
+        _Place(
+            post=posts.Post(number=number, hire=workers.hire, losses=losses),
             seed_of=seed_of,
-            count_loss=count_loss,
             pool=concurrent.futures.ThreadPoolExecutor(1, f"actor-{number}"),
             shards=range(number, plan.shards, workers.number),
         )
@@ -376,7 +306,7 @@ def many(
         program=acts,
         workers=workers,
         stride=num_envs,
-        posts=posts,
+        places=places,
         on_restart=on_restart,
         on_late=on_late,
     )
@@ -384,7 +314,7 @@ def many(
 
 def threads(
     count: int, acts: acting.Program, spec: types.Spec, make: Callable[[], types.HostEnvironment]
-) -> Workers:
+) -> posts.Workers:
     """Returns workers that are threads of this process.
 
     Args:
@@ -395,7 +325,7 @@ def threads(
     """
     # Copies: learner steps free the arrays of the state that they are given.
     copied = jax.jit(functools.partial(jax.tree.map, jnp.copy))
-    return Workers(
+    return posts.Workers(
         count,
         lambda number: acting.Local(program=acts, spec=spec, make=make, name=f"thread {number}"),
         lambda version, leaves: copied(leaves),

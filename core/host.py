@@ -24,6 +24,7 @@ from kullback.core import (
     metrics,
     platform,
     playing,
+    posts,
     prioritized,
     replay,
     replayed,
@@ -87,7 +88,7 @@ def make(
     evaluation: Callable[[int], types.HostEnvironment] | None = None,
     evaluation_limit: int = 0,
     constants: types.Constants = types.NO_CONSTANTS,
-    workers: Callable[[acting.Program], crews.Workers] | None = None,
+    workers: Callable[[acting.Program], posts.Workers] | None = None,
     on_begin: Callable[[int], None] = lambda env_steps: None,
     on_restart: Callable[[crews.Restart], None] = lambda restart: None,
     on_late: Callable[[str], None] = lambda who: None,
@@ -107,7 +108,7 @@ def make(
         without a lag.
       on_begin: is told of the agent steps after which all emulators begin anew.
       on_restart: is told of a shard whose emulators begin anew, as their worker was lost.
-      on_late: is told who lets the learner wait for long, see `crews.LATE_SECONDS`.
+      on_late: is told who lets the learner wait for long, see `posts.LATE_SECONDS`.
 
     Raises:
       ValueError: if the number of environments fits neither `samples_per_update` nor the capacity

@@ -1,9 +1,9 @@
-"""Workers that act shards on the machines of a Ray cluster (https://docs.ray.io).
+"""Workers that act on the machines of a Ray cluster (https://docs.ray.io).
 
 A worker is an actor of Ray's that has one of its CPUs. Parameters go into its object store once a
-version, from where each machine takes them; a chunk comes back as arrays. An actor that is lost is
-never begun anew by Ray, nor is a call of it: `crews` hires another, whose emulators begin anew.
-All machines must have Kullback installed, and what the environment needs.
+version, from where each machine takes them; what was acted comes back as arrays. An actor that is
+lost is never begun anew by Ray, nor is a call of it: `posts` hires another, which begins anew. All
+machines must have Kullback installed, and what the environment needs.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from kullback.core import acting, acting_elsewhere, crews
+from kullback.core import acting_elsewhere, posts
 from kullback.experiments import ray_cluster
 
-_END_SECONDS = 5.0  # For a worker to close its environments once it is told to.
+_END_SECONDS = 5.0  # For a worker to free what it made once it is told to.
 # Without a head for so long a run ends. Ray itself ends the process after 60, and says nothing of
 # the run.
 HEAD_SECONDS = 30.0
@@ -38,7 +38,7 @@ class Head:
         """Looks whether it is there, now and then.
 
         Raises:
-          crews.Lost: if it has not been for HEAD_SECONDS.
+          posts.Lost: if it has not been for HEAD_SECONDS.
         """
         now = time.monotonic()
         if now - self.looked < _LOOK_SECONDS:
@@ -50,7 +50,7 @@ class Head:
             self.missed = now
         elif now - self.missed > HEAD_SECONDS:
             self.looked = 0.0  # Whoever asks next is told, too.
-            raise crews.Lost(f"the head of the cluster ({self.address}) is gone")
+            raise posts.Lost(f"the head of the cluster ({self.address}) is gone")
 
     def answers(self) -> bool:
         """Returns whether it is there now."""
@@ -77,24 +77,30 @@ class Actor:
         """Returns machine and process id."""
         return f"{socket.gethostname()}, pid {os.getpid()}"
 
-    def act(self, ask: acting.Ask, leaves: Sequence[np.ndarray]) -> acting_elsewhere.Said:
-        """Acts a chunk."""
+    def act(self, ask: Any, leaves: Sequence[np.ndarray]) -> acting_elsewhere.Said:
+        """Acts what is asked for."""
         return self._host.act(ask, leaves)
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Frees what was made."""
         self._host.close()
 
 
 class Remote:
     """A worker of the cluster, as the thread that speaks with it sees it."""
 
-    def __init__(self, ray: Any, head: Head, number: int, given: bytes):
+    def __init__(self, ray: Any, head: Head, number: int, given: Any):
         """Starts the worker, and waits until it is there.
+
+        Args:
+          ray: the module, of a process that is in the cluster.
+          head: of the cluster.
+          number: of the worker, for messages.
+          given: see `Actor`, or a reference to it.
 
         Raises:
           ValueError: if the cluster has no room for it within START_SECONDS.
-          crews.Lost: if it ends as it begins, or the cluster has no head.
+          posts.Lost: if it ends as it begins, or the cluster has no head.
         """
         head.check()
         self._ray, self._head, self.name = ray, head, f"worker {number}"
@@ -114,13 +120,13 @@ class Remote:
                 f"{acting_elsewhere.START_SECONDS:.0f} seconds, of one CPU; go on with fewer "
                 "--workers, or add a machine"
             ) from error
-        except crews.Lost:
+        except posts.Lost:
             self.close()
             raise
         self.name += f" ({place})"
 
-    def act(self, ask: acting.Ask, version: Any) -> list[acting.Tick]:
-        """Acts a chunk, see `crews.Worker`.
+    def act(self, ask: Any, version: Any) -> Any:
+        """Returns the answer, see `posts.Worker`.
 
         Raises:
           ValueError: for an error of the environment or the agent.
@@ -129,8 +135,8 @@ class Remote:
         try:
             said = self._got(self._actor.act.remote(ask, version), acting_elsewhere.SECONDS)
         except TimeoutError as error:
-            raise crews.Lost(acting_elsewhere.late(self.name)) from error
-        return acting_elsewhere.ticks(said)
+            raise posts.Lost(acting_elsewhere.late(self.name)) from error
+        return acting_elsewhere.answered(said)
 
     def _got(self, reference: Any, seconds: float) -> Any:
         """Returns the result of a call.
@@ -138,7 +144,7 @@ class Remote:
         Raises:
           TimeoutError: if there is none in time.
           ValueError: for an error of our own code there.
-          crews.Lost: for what Ray says else.
+          posts.Lost: for what Ray says else.
         """
         exceptions = self._ray.exceptions
         try:
@@ -148,7 +154,7 @@ class Remote:
         except exceptions.RayTaskError as error:
             raise ValueError(f"{self.name} failed: {error}") from error
         except exceptions.RayError as error:
-            raise crews.Lost(f"{self.name} is gone: {ray_cluster.first_line(error)}") from error
+            raise posts.Lost(f"{self.name} is gone: {ray_cluster.first_line(error)}") from error
 
     def close(self) -> None:
         """Ends the worker."""
@@ -173,7 +179,7 @@ def check_room(ray: Any, count: int) -> None:
         )
 
 
-def workers(ray: Any, count: int, recipe: acting_elsewhere.Recipe) -> crews.Workers:
+def workers(ray: Any, count: int, recipe: acting_elsewhere.Recipe) -> posts.Workers:
     """Returns workers that are actors of a cluster.
 
     Args:
@@ -184,8 +190,9 @@ def workers(ray: Any, count: int, recipe: acting_elsewhere.Recipe) -> crews.Work
     Raises:
       ValueError: if the recipe names a function that no other process can import.
     """
-    given, head = acting_elsewhere.pickled(recipe), head_of(ray)
-    return crews.Workers(
+    # Once, however large and for however many: workers take it from the object store.
+    given, head = ray.put(acting_elsewhere.pickled(recipe)), head_of(ray)
+    return posts.Workers(
         count,
         lambda number: Remote(ray, head, number, given),
         lambda version, leaves: ray.put(acting_elsewhere.numbers(leaves)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.core import acting, crews, host, loops, replayed, trees
+from kullback.core import acting, crews, host, loops, posts, replayed, trees
 from tests import on_host
 
 SEED, ROWS, STEPS = 3, 4, 64
@@ -19,7 +19,7 @@ Places = list[tuple[int, int]]  # Chunks, by shard and agent steps before.
 class Lossy:
     """A worker that is lost before it acts some chunks, each once."""
 
-    def __init__(self, worker: crews.Worker, lost: Places, lose: Callable[..., None]):
+    def __init__(self, worker: posts.Worker, lost: Places, lose: Callable[..., None]):
         self.worker, self._lost, self._lose = worker, lost, lose
 
     def act(self, ask: acting.Ask, version: Any) -> list[acting.Tick]:
@@ -36,8 +36,8 @@ class Lossy:
         self.worker.close()
 
 
-def gone(worker: crews.Worker) -> None:
-    raise crews.Lost("it is gone")
+def gone(worker: posts.Worker) -> None:
+    raise posts.Lost("it is gone")
 
 
 def threads(count: int, rows: int = ROWS, **more: Any) -> Any:
@@ -51,7 +51,7 @@ def losing(workers: Any, lost: Places, lose: Callable[..., None]) -> Any:
     """Returns workers who are lost before they act chunks of (shard, agent steps)."""
     left = [*lost]
 
-    def of(program: acting.Program) -> crews.Workers:
+    def of(program: acting.Program) -> posts.Workers:
         given = workers(program)
         return given._replace(hire=lambda number: Lossy(given.hire(number), left, lose))
 

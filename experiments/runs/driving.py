@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import crews, files, loops, processes
+from kullback.core import files, loops, posts, processes
 from kullback.experiments import interrupts, progress
 from kullback.experiments.runs import plans, run_folder
 from kullback.experiments.runs.record import Record, Silent
@@ -166,7 +166,7 @@ class Drive:
     def _advance(self, state: Any, until: int) -> Any:
         try:
             state = self.loop.advance(state, until)
-        except crews.Lost as error:
+        except posts.Lost as error:
             raise interrupts.Failure(
                 f"{error}; what was saved by step {self.saved_at:,} stays: go on with: "
                 f"kullback train --resume {self.home}"

@@ -21,6 +21,7 @@ from kullback.core import (
     crews,
     files,
     platform,
+    posts,
     types,
 )
 from kullback.experiments import actors_ray, ray_cluster
@@ -127,7 +128,7 @@ def crew(
         ray = ray_cluster.connected(staff.ray)
         actors_ray.check_room(ray, staff.workers)
 
-    def workers(program: acting.Program) -> crews.Workers:
+    def workers(program: acting.Program) -> posts.Workers:
         if ray is not None:
             return actors_ray.workers(ray, staff.workers, recipe)
         if staff.workers:

@@ -25,6 +25,7 @@ from kullback.core import (
     experience,
     host,
     loops,
+    posts,
     replay,
     spans,
     types,
@@ -173,7 +174,7 @@ def test_workers_that_are_lost_again_and_again_end_the_run():
     lost = [(0, 40)] * 5
     with (
         making(**SHARDED, workers=losing(threads(2, 1), lost, gone)) as loop,
-        pytest.raises(crews.Lost, match="5 workers were lost within a minute, the last: it is go"),
+        pytest.raises(posts.Lost, match="5 workers were lost within a minute, the last: it is go"),
     ):
         run(loop, loop.init())
 
@@ -181,17 +182,17 @@ def test_workers_that_are_lost_again_and_again_end_the_run():
 def test_workers_that_are_lost_over_one_chunk_end_the_run_however_late(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(crews, "LOSS_SECONDS", 0.0)
+    monkeypatch.setattr(posts, "LOSS_SECONDS", 0.0)
     lost = [(0, 40)] * 5
     with (
         making(**SHARDED, workers=losing(threads(2, 1), lost, gone)) as loop,
-        pytest.raises(crews.Lost, match="5 workers were lost over the same chunk, the last: it is"),
+        pytest.raises(posts.Lost, match="5 workers were lost over the same chunk, the last: it is"),
     ):
         run(loop, loop.init())
 
 
 def test_who_lets_the_learner_wait_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(crews, "LATE_SECONDS", 0.05)
+    monkeypatch.setattr(posts, "LATE_SECONDS", 0.05)
     late: list[str] = []
     slow = losing(threads(2, 1), [(1, 40)], lambda worker: time.sleep(0.5))
     assert digest(done(workers=slow, on_late=late.append, **SHARDED)) == digest(
@@ -207,7 +208,7 @@ def test_a_process_that_hangs_is_lost(size: int, monkeypatch: pytest.MonkeyPatch
     worker = actor_process.Remote(0, functools.partial(on_host.recipe, 1))
     os.kill(worker._process.pid, signal.SIGSTOP)
     ask = acting.Ask(0, 1, 0, 1, np.zeros(2, np.uint32), seed=1)
-    with pytest.raises(crews.Lost, match=r"worker 0 \(.*, pid \d+\) gave no chunk for 1 seconds"):
+    with pytest.raises(posts.Lost, match=r"worker 0 \(.*, pid \d+\) gave no chunk for 1 seconds"):
         worker.act(ask, (0, [np.zeros(size, np.float32)]))
     worker.close()
     assert worker._process.returncode == -signal.SIGKILL
@@ -258,7 +259,7 @@ def test_a_run_goes_on_the_same_with_other_workers(tmp_path: Any):
 def test_a_slow_learner_is_not_buried_in_chunks():
     chunk_counts: collections.Counter[int] = collections.Counter()
 
-    def counting(program: acting.Program) -> crews.Workers:
+    def counting(program: acting.Program) -> posts.Workers:
         given = threads(4, 1)(program)
 
         def hire(number: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.core import acting, acting_elsewhere, crews
+from kullback.core import acting, acting_elsewhere, posts
 from kullback.experiments import actors_ray, ray_cluster
 from tests import crewed, on_host, ray_here
 
@@ -41,7 +41,7 @@ def test_a_head_that_is_gone_for_long_is_said_to_all(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(actors_ray, "HEAD_SECONDS", 0.0)
     for _ in range(2):
         with pytest.raises(
-            crews.Lost, match=r"the head of the cluster \(127\.0\.0\.1:\d+\) is gone"
+            posts.Lost, match=r"the head of the cluster \(127\.0\.0\.1:\d+\) is gone"
         ):
             head.check()
 
@@ -103,7 +103,7 @@ def test_a_worker_that_hangs_or_finds_no_room_is_said(ray: Any, monkeypatch: pyt
     monkeypatch.setattr(actors_ray, "_END_SECONDS", 0.1)
     os.kill(int(pid), signal.SIGSTOP)
     ask = acting.Ask(0, 1, 0, 1, np.zeros(2, np.uint32), seed=1)
-    with pytest.raises(crews.Lost, match="gave no chunk for 1 seconds"):
+    with pytest.raises(posts.Lost, match="gave no chunk for 1 seconds"):
         worker.act(ask, ray.put([]))
     worker.close()
     monkeypatch.setattr(acting_elsewhere, "START_SECONDS", 2.0)
