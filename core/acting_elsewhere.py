@@ -14,7 +14,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
+
+from kullback.core import posts, types
 
 START_SECONDS = 300.0  # For a worker to be there.
 SECONDS = 600.0  # An answer that takes longer is that of a worker that is lost.
@@ -55,6 +58,55 @@ def numbers(leaves: Sequence[Any]) -> list[np.ndarray]:
         raise ValueError(
             "this agent acts by a random key of its learner, so it acts in the process that learns"
         ) from error
+
+
+class Parted(NamedTuple):
+    """Acting parameters in two: leaves that no version changes, and the places of the others."""
+
+    numbers: Any  # The tree, where each leaf is its number.
+    frozen: dict[int, Any]  # Leaves by their number, NumPy.
+
+    def others(self, acting: Any) -> list[Any]:
+        """Returns the leaves of a version that may have changed."""
+        leaves = jax.tree.leaves(acting)
+        return [leaf for n, leaf in enumerate(leaves) if n not in self.frozen]
+
+    def whole(self, others: Sequence[Any]) -> Any:
+        """Returns the acting parameters that have these other leaves."""
+        given = iter(others)
+        return jax.tree.map(
+            lambda n: self.frozen[n] if n in self.frozen else next(given), self.numbers
+        )
+
+
+def parted(acting: Any, constants: types.Constants) -> Parted:
+    """Returns acting parameters in two; leaves that are the constants' own never change."""
+    leaves, structure = jax.tree.flatten(acting)
+    by_id = {id(x): np.asarray(x) for x in jax.tree.leaves(constants)}  # Each is pickled once.
+    frozen = {n: by_id[id(leaf)] for n, leaf in enumerate(leaves) if id(leaf) in by_id}
+    return Parted(structure.unflatten(range(len(leaves))), frozen)
+
+
+def sharing(
+    number: int, constants: types.Constants, make: Callable[[Parted], posts.Workers]
+) -> posts.Workers:
+    """Returns workers that get what no version changes once, with their recipe.
+
+    Args:
+      number: of the workers.
+      constants: frozen parameters of the run.
+      make: (acting parameters in two) -> workers whose `publish` takes those that change.
+    """
+    begun: list[tuple[Parted, posts.Workers]] = []  # By the first version.
+
+    def publish(version: int, acting: Any) -> Any:
+        if not begun:
+            in_two = parted(acting, constants)
+            begun.append((in_two, make(in_two)))
+        in_two, workers = begun[0]
+        return workers.publish(version, in_two.others(acting))
+
+    return posts.Workers(number, lambda n: begun[0][1].hire(n), publish)
 
 
 def pickled(recipe: Recipe) -> bytes:

@@ -1,7 +1,7 @@
 """Workers that answer what a run asks for: hired, lost, and replaced.
 
 A worker is a thread, a process or a machine. One that is lost gives no answer, and another is asked
-in its place; what that means for the run is its caller's matter (crews.py).
+in its place; what that means for the run is its caller's matter (crews.py, sampling_ahead.py).
 """
 
 import collections

@@ -21,6 +21,7 @@ from kullback.core import (
     loops,
     metrics,
     platform,
+    posts,
     processes,
     sampling_ahead,
     sequence_rows,
@@ -44,6 +45,7 @@ class Sampling(NamedTuple):
     # (rows, prompts) -> rows with all that is not made by a compiled program, such as a reward.
     complete: Callable[[Any, Any], Any] = lambda rows, prompts: rows
     ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # How far ahead of learning.
+    parts: sampling_ahead.Parts | None = None  # In place of `sample`, of rows sampled ahead.
 
     def samples_at(self, step: int) -> bool:
         """Returns whether the policy samples rows at a step, which the step alone decides.
@@ -144,7 +146,8 @@ def make(
     placement: sharding.Placement | None = None,
     abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     on_sampled: OnSampled = ignore,
-    workers: int | None = None,
+    workers: posts.Workers | int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> loops.Loop:
     """Returns the loop of `agent`, whose learner reads the batches of `source`.
 
@@ -161,7 +164,9 @@ def make(
       abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
         `advance` by `loops.Abandoned`, before the step has changed anything.
       on_sampled: is called within `abandons` with the policy's samples, once they are scored.
-      workers: threads that sample ahead, which change no number of the run; None: one a shard.
+      workers: who samples ahead, which changes no number of the run: so many threads, one a shard
+        if None, or others; the loop closes them.
+      tell: is told which of them was lost, or lets the learner wait for long.
 
     Raises:
       ValueError: if rows are sampled ahead over a mesh, or are learnt from again, too; if the mesh
@@ -198,7 +203,7 @@ def make(
 
         return init_from(jax.random.key(seed), params())
 
-    ahead = _ahead(source, placement, workers)
+    ahead = _ahead(source, placement, workers, tell)
     # A compiled function is traced once for its shapes and its calls.
     step = agent.learner.step if placement is not None else learn_step
     shapes = _shapes(step, source, constants, init_learner)
@@ -229,7 +234,10 @@ def make(
 
 
 def _ahead(
-    source: Source, placement: sharding.Placement | None, workers: int | None
+    source: Source,
+    placement: sharding.Placement | None,
+    workers: posts.Workers | int | None,
+    tell: Callable[[str], None],
 ) -> sampling_ahead.Sampler | None:
     """Returns what samples rows ahead of learning; None without a lag."""
     sampling = source.sampling
@@ -247,7 +255,10 @@ def _ahead(
         count = sampling.num_rows(step)
         return sampling.prompts(step, count) if count else ()
 
-    return sampling_ahead.sampler(sampling.ahead, prompts, sampling.sample, workers)
+    parts = sampling.parts
+    if parts is None:
+        parts = sampling_ahead.Parts(lambda given: given, sampling.sample, lambda given, rows: rows)
+    return sampling_ahead.sampler(sampling.ahead, prompts, parts, workers, tell)
 
 
 def _shapes(

@@ -95,7 +95,11 @@ class Sampler:
 
     def sequences(self, acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
         """Samples completions, and returns them after their prompts as rows, [B G, P + T]."""
-        return joined(self.repeated(prompts), self.completions(acting, prompts, key))
+        return self.rows(prompts, self.completions(acting, prompts, key))
+
+    def rows(self, prompts: batches.Prompts, completion: tokens.Completion) -> batches.Sequences:
+        """Returns completions, [B G, T], after their prompts, [B, P], as rows, [B G, P + T]."""
+        return joined(self.repeated(prompts), completion)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

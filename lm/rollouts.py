@@ -103,7 +103,26 @@ def sample(
       key: of the texts.
       score_params: parameters of `score`.
     """
-    completion, repeated = sampler.completions(acting, prompts, key), sampler.repeated(prompts)
+    return scored(sampler, score, prompts, sampler.completions(acting, prompts, key), score_params)
+
+
+def scored(
+    sampler: completions.Sampler,
+    score: Score,
+    prompts: batches.Prompts,
+    completion: tokens.Completion,
+    score_params: Any,
+) -> Episodes:
+    """Returns texts that were sampled, with their scores; pure.
+
+    Args:
+      sampler: that sampled them, G of each prompt.
+      score: gives the rewards.
+      prompts: [B / G, P].
+      completion: the texts, [B, T].
+      score_params: parameters of `score`.
+    """
+    repeated = sampler.repeated(prompts)
     joined = completions.joined(repeated, completion)
     # Column c of a row is token c - (length of the prompt) of its answer.
     place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(repeated.lengths)[:, None]

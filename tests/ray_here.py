@@ -37,6 +37,12 @@ class Head(NamedTuple):
 
     address: str  # HOST:PORT.
     pid: int  # Of its control store.
+    folder: str  # That its processes have in their command lines.
+
+    def actors(self) -> list[psutil.Process]:
+        """Returns the workers that act or write for a run."""
+        children = [child for one in _of(self.folder) for child in one.children(recursive=True)]
+        return [one for one in {*children} if "ray::Actor" in " ".join(one.cmdline())]
 
 
 @contextlib.contextmanager
@@ -60,7 +66,8 @@ def head(home: pathlib.Path, cpus: int) -> Iterator[Head]:
         assert started.returncode == 0, started.stdout + started.stderr
         try:
             (store,) = (one for one in _of(folder) if one.name() == "gcs_server")
-            yield Head((pathlib.Path(folder) / "ray_current_cluster").read_text(), store.pid)
+            address = (pathlib.Path(folder) / "ray_current_cluster").read_text()
+            yield Head(address, store.pid, folder)
         finally:
             for process in _of(folder):
                 with contextlib.suppress(psutil.NoSuchProcess):

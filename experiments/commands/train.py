@@ -40,7 +40,9 @@ def add_parser(commands: Any) -> None:
     arguments.add_trust_code(sub)
     adapter = "of --model: adapters as peft writes them, which are merged into it"
     flag(sub, "--adapter DIR", arguments.path, adapter)
-    acts = "processes that act the shards of a game on the host; default: threads"
+    acts = (
+        "processes that act for a game on the host, or write texts ahead (lag=1); default: threads"
+    )
     flag(sub, "--workers N", arguments.whole(1, limits.JOBS), acts)
     cluster = "of a Ray cluster: has --workers N, or starts --processes N, all anew if one ends"
     flag(sub, "--ray ADDRESS", arguments.name, cluster)
@@ -116,11 +118,13 @@ def _gang(options: argparse.Namespace) -> int:
     """
     if options.ray is None or options.processes is None:
         raise ValueError(
-            "--ray ADDRESS goes with --processes N, of a language run, or with --workers N, which "
-            "act for a game"
+            "--ray ADDRESS goes with --processes N, of a language run over a mesh, or with "
+            "--workers N, which act for a game or write for a language run (--set lag=1)"
         )
     if options.workers is not None:
-        raise ValueError("--workers act for games, and --processes run a language model: name one")
+        raise ValueError(
+            "--workers act for games or write texts, and --processes learn together: name one"
+        )
     if any(getattr(options, name) for name in JOINED):
         raise ValueError("--ray starts the processes: leave the other flags of processes out")
     if options.resume is None and not options.mesh:

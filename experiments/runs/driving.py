@@ -258,7 +258,7 @@ class Drive:
         how = f"saved at step {steps:,}; go on with: kullback train --resume {self.home}"
         if isinstance(stop, KeyboardInterrupt):
             return interrupts.as_interrupted(stop, how)
-        if isinstance(stop, interrupts.Failure | ValueError):
+        if isinstance(stop, interrupts.Failure | ValueError | posts.Lost):
             failure = interrupts.Failure(f"{stop}; {how}")
             failure.__cause__ = stop
             return failure

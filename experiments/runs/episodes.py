@@ -82,6 +82,16 @@ class Actor:
         sample = functools.partial(rollouts.sample, self.sampler, self.reward.jax_score)
         return completions.compiled(sample)
 
+    @functools.cached_property
+    def parts(self) -> sampling_ahead.Parts:
+        """The same in parts, which give the same texts: whoever writes has no reward."""
+        scored = jax.jit(functools.partial(rollouts.scored, self.sampler, self.reward.jax_score))
+        return sampling_ahead.Parts(
+            arrays=lambda examples: self.evaluator.prompts([*examples]),
+            write=completions.compiled(self.sampler.completions),
+            rows=lambda prompts, written: scored(prompts, written, self.reward.params),
+        )
+
     def episodes(
         self, acting: Any, examples: list[data.Example], key: types.Key
     ) -> rollouts.Episodes:
@@ -249,6 +259,7 @@ class Actor:
                 sample=self.written,
                 complete=self.rewarded,
                 ahead=self.ahead,
+                parts=self.parts if self.ahead.lag else None,
                 score=lambda episodes, examples: self.of_policy(episodes.rewards)[
                     self.of_policy(_weights(episodes)) > 0
                 ],

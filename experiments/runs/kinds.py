@@ -19,7 +19,7 @@ class Recipe:
     make_agent: MakeAgent | None = None
     make_environment: MakeEnvironment | None = None
     recorded: Mapping[str, Any] | None = None  # config.json of a run that goes on.
-    staff: staffing.Staff = staffing.NOBODY  # Who acts, in games.
+    staff: staffing.Staff = staffing.NOBODY  # Who acts.
 
     def in_steps(self, work: Work, quiet: bool) -> "Recipe":
         """Returns the recipe with the plan's epochs as steps, and says how many these are.
@@ -51,8 +51,11 @@ class Recipe:
             ) as work:
                 yield work
             return
-        self.staff.check(None)
+        self.staff.check_texts(self.named.plan.agent, self.named.config)
         from kullback.experiments.runs import language_setup, preferences
 
         platform.run_large_programs()  # Before JAX is used.
-        yield (preferences if kind == "preferences" else language_setup).setup(self.named, home)
+        if kind == "preferences":
+            yield preferences.setup(self.named, home)
+        else:
+            yield language_setup.setup(self.named, home, self.staff)

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kullback.core import loops, regularizers, sequences, trees, types
+from kullback.core import loops, posts, regularizers, sequences, trees, types
 from kullback.experiments.evaluate import warp_front
-from kullback.experiments.runs import episodes, model_files, sights
+from kullback.experiments.runs import episodes, model_files, sights, staffing
 from kullback.experiments.runs.lessons import Lessons
 from kullback.experiments.runs.text_work import Splits, TextWork
 from kullback.experiments.runs.work import Abandons, OnTexts
@@ -50,6 +50,8 @@ class Setup(TextWork):
     start: types.Params | None = None
     eval_episodes: int = 0  # The plan's held-out examples of an evaluation; 0: no evaluations.
     leaves_front: bool = False  # Whether it ends with WARP's front.
+    # Frozen parameters -> who writes the texts that are learnt from later; None: threads.
+    writers: Callable[[types.Constants], posts.Workers] | None = None
 
     def notes(self) -> Iterator[str]:
         """Yields lines about ends of text, data, evaluated examples, and the memory of learning."""
@@ -246,16 +248,20 @@ class Setup(TextWork):
                 texts = [{"greedy": False, **x} for x in lines(sampled, examples, scores)]
                 on_texts(step + 1, texts)
 
+        constants, more = self.constants, {}
+        if self.writers is not None:
+            more = {"workers": self.writers(constants), "tell": staffing.tell}
         return sequences.make(
             self.agent,
             source,
             seed,
             params=self.initial_params,
-            constants=self.constants,
+            constants=constants,
             evaluate=self.lessons.scores,
             placement=self.placement,
             abandons=abandons,
             on_sampled=on_sampled,
+            **more,
         )
 
 

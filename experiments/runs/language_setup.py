@@ -20,8 +20,10 @@ from kullback.experiments.runs import (
     resolved,
     rewards,
     schedules,
+    staffing,
     starts,
     text_work,
+    writing,
 )
 from kullback.experiments.runs.language import Setup
 from kullback.experiments.runs.work import Epoch
@@ -41,12 +43,21 @@ from kullback.lm import (
 )
 
 
-def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
-    """Builds what a plan names; a run that goes on has its model and tokenizer in `home`.
+def setup(
+    named: resolved.Resolved,
+    home: pathlib.Path | None = None,
+    staff: staffing.Staff = staffing.NOBODY,
+) -> Setup:
+    """Builds what a plan names.
+
+    Args:
+      named: the plan, resolved.
+      home: of a run that goes on, which has its model and tokenizer there.
+      staff: who writes the texts that are learnt from later.
 
     Raises:
       ValueError: for an unknown name, a teacher that is missing, not wanted or of another
-        tokenizer, and data that do not fit.
+        tokenizer, data that do not fit, and a cluster that is not there.
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
@@ -67,6 +78,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     c = config.learning
     begun = starts.of_plan(plan, task, home, mesh, learns_projector=c.learns_projector)
     student, teacher, decoders, sight = begun
+    shapes = [student.shape(projector=c.learns_projector)]
+    shapes += [] if teacher is None else [teacher.shape()]
     num_ids = decoders[0].num_ids
     fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
     splits, answered = _splits(plan, task, student, fitting, named.rule)
@@ -107,6 +120,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         if plan.num_seeds > 1:
             start_sha256 = initial_params.sha256
     agent = make_agent(config=config)
+    written = writing.Policy(
+        algorithm=plan.agent,
+        config=config,
+        shapes=tuple(shapes),
+        teacher_divergence="" if teacher is None else teacher.divergence,
+    )
     if plan.mesh:
         agent.experience.ahead.check_mesh(f"--mesh {plan.mesh}")
     base = Setup(
@@ -134,6 +153,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         leaves_front=entry.leaves_front,
         columns=("teacher_distance",) if teacher is not None else (),
         epoch=epoch,
+        writers=staffing.writers(staff, written),
     )
     evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
     if entry.reads_pairs:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from kullback.core import sequences, types
+from kullback.core import sampling_ahead, sequences, types
 from kullback.experiments.runs import episodes
 from kullback.lm import batches, completions, data, epochs, evaluation, tuning
 
@@ -86,6 +86,11 @@ class Examples(Lessons):
                 score=evaluator.task_scores,
                 max_age=mixture.max_age,
                 ahead=mixture.ahead,
+                parts=sampling_ahead.Parts(
+                    arrays=lambda examples: evaluator.prompts([*examples]),
+                    write=completions.compiled(sampler.completions),
+                    rows=jax.jit(sampler.rows),
+                ),
             ),
         )
 

@@ -28,11 +28,31 @@ from kullback.lm import (
     terms,
     texts,
     tokenizer,
+    vision,
 )
 
 MODEL = "model.json"  # The model's shape, beside config.json.
 HEARING = "hearing.json"  # The shape of what it hears by, if it hears.
 TOKENIZER = "tokenizer"  # A folder.
+
+
+class Shape(NamedTuple):
+    """All that decides a model but its parameters; it can be pickled."""
+
+    config: gemma.Config
+    num_ids: int  # Ids of its tokenizer.
+    images: vision.Config | None = None  # What it sees by.
+    sounds: tuple[hearing.Config, blocks.Markers] | None = None  # What it hears by.
+    draws_projector: bool = True  # Whether its `init` draws the projector of images.
+
+    def make(self) -> gemma.Model:
+        """Makes the model over the ids of its tokenizer; other rows of its table are padding."""
+        model = gemma.make(self.config)
+        if self.images is not None:
+            model = sight.seeing(model, self.images, draws=self.draws_projector)
+        if self.sounds is not None:
+            model = hearing.hearing(model, *self.sounds)
+        return shared_ids.over(model, self.num_ids)
 
 
 class Checkpoint(NamedTuple):
@@ -56,13 +76,20 @@ class Checkpoint(NamedTuple):
 
     def learner_model(self, *, projector: bool = True) -> gemma.Model:
         """Returns the model, whose `init` draws what learns: the projector only if it does."""
-        model = gemma.make(self.config)
-        if self.images is not None:
-            model = sight.seeing(model, self.images.config, draws=projector)
+        return self.shape(projector=projector).make()
+
+    def shape(self, *, projector: bool = True) -> Shape:
+        """Returns the shape of `learner_model`."""
+        sounds = None
         if self.sounds is not None:
-            markers = blocks.markers_of(self.tokenizer)
-            model = hearing.hearing(model, self.sounds.config, markers)
-        return shared_ids.over(model, self.tokenizer.vocab_size)
+            sounds = self.sounds.config, blocks.markers_of(self.tokenizer)
+        return Shape(
+            config=self.config,
+            num_ids=self.tokenizer.vocab_size,
+            images=None if self.images is None else self.images.config,
+            sounds=sounds,
+            draws_projector=projector,
+        )
 
     @property
     def sense(self) -> senses.Sense | None:

@@ -1,6 +1,7 @@
-"""Who acts for a run of games on the host: this process, others of this machine, or Ray's machines.
+"""Who acts for a run: this process, others of this machine, or Ray's machines.
 
-They are no part of a plan: a run is the same whoever acts.
+Of games on the host they step emulators, of language models they write the texts that are learnt
+from later. They are no part of a plan: a run is the same whoever acts.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import psutil
 from kullback import environments
 from kullback.core import (
     acting,
+    acting_elsewhere,
     actor_process,
     checked_lines,
     chunks,
@@ -22,10 +24,11 @@ from kullback.core import (
     files,
     platform,
     posts,
+    sampling_ahead,
     types,
 )
 from kullback.experiments import actors_ray, ray_cluster
-from kullback.experiments.runs import resolved
+from kullback.experiments.runs import resolved, writing
 from kullback.experiments.runs.work import MakeAgent, MakeEnvironment
 
 RESTARTS = "restarts.jsonl"  # Where emulators began anew, as their worker was lost.
@@ -38,9 +41,8 @@ class Staff(NamedTuple):
     ray: str = ""  # Address of the Ray cluster that has them; "": this machine has.
 
     def check(self, plan: chunks.Schedule | None) -> None:
-        """Raises ValueError if it is named for a run that it cannot act."""
-        if self.ray and not self.workers:
-            raise ValueError(f"a cluster (ray={self.ray!r}) acts by workers=N, which says how many")
+        """Raises ValueError if it is named for a run of games that it cannot act."""
+        self._check_count()
         if self.workers and plan is None:
             raise ValueError(
                 f"workers={self.workers} act in environments on the host (atari/..., gym/...), for "
@@ -48,6 +50,46 @@ class Staff(NamedTuple):
             )
         if self.workers and plan is not None:
             crews.check(self.workers, plan)
+
+    def check_texts(self, algorithm: str, config: Any) -> None:
+        """Raises ValueError if it is named for a run of a language model that it cannot act.
+
+        Args:
+          algorithm: of the run.
+          config: of the algorithm.
+        """
+        self._check_count()
+        if not self.workers:
+            return
+        config = getattr(config, "member", config)  # WARP's members write.
+        if not hasattr(config, "lag"):
+            raise ValueError(
+                f"workers={self.workers} write the texts that a run learns from later (lag=1), "
+                f"which {algorithm} has not"
+            )
+        if config.lag < 1:
+            raise ValueError(
+                f"workers={self.workers} write texts while a run learns from earlier ones, and "
+                f"lag={config.lag} leaves no time for that: set lag=1, and shards={self.workers} "
+                "for as many at once; or leave workers out"
+            )
+        sampling_ahead.check(self.workers, sampling_ahead.Ahead(config.lag, config.shards))
+
+    def _check_count(self) -> None:
+        if self.ray and not self.workers:
+            raise ValueError(f"a cluster (ray={self.ray!r}) acts by workers=N, which says how many")
+
+    def joined(self) -> Any:
+        """Returns the module of Ray, of a process that is in the cluster; None without one.
+
+        Raises:
+          ValueError: if the cluster is not found, or too small.
+        """
+        if not self.ray:
+            return None
+        ray = ray_cluster.connected(self.ray)
+        actors_ray.check_room(ray, self.workers)
+        return ray
 
 
 NOBODY = Staff()
@@ -123,16 +165,11 @@ def crew(
     staff.check(plan)
     if plan is None or (plan.is_plain and not staff.workers):
         return {}
-    ray: Any = None
-    if staff.ray:
-        ray = ray_cluster.connected(staff.ray)
-        actors_ray.check_room(ray, staff.workers)
+    ray = staff.joined()
 
     def workers(program: acting.Program) -> posts.Workers:
-        if ray is not None:
-            return actors_ray.workers(ray, staff.workers, recipe)
         if staff.workers:
-            return actor_process.workers(staff.workers, recipe)
+            return _elsewhere(ray, staff.workers, recipe)
         count = min(plan.shards, psutil.cpu_count() or 1)
         return crews.threads(count, program, recipe.spec, recipe.make)
 
@@ -140,5 +177,35 @@ def crew(
         "workers": workers,
         "on_begin": restarts.begin,
         "on_restart": restarts.write,
-        "on_late": lambda who: print(who, file=sys.stderr),
+        "on_late": tell,
     }
+
+
+def writers(
+    staff: Staff, policy: writing.Policy
+) -> Callable[[types.Constants], posts.Workers] | None:
+    """Returns (frozen parameters) -> who writes for a run of a language model; None: its threads.
+
+    Raises:
+      ValueError: if the cluster is not found or too small.
+    """
+    if not staff.workers:
+        return None
+    ray = staff.joined()
+
+    def of_parts(parted: acting_elsewhere.Parted) -> posts.Workers:
+        return _elsewhere(ray, staff.workers, writing.Recipe(policy=policy, parted=parted))
+
+    return lambda constants: acting_elsewhere.sharing(staff.workers, constants, of_parts)
+
+
+def tell(line: str) -> None:
+    """Says who was lost, or is late."""
+    print(line, file=sys.stderr)
+
+
+def _elsewhere(ray: Any, count: int, recipe: acting_elsewhere.Recipe) -> posts.Workers:
+    """Returns workers that are processes of a cluster, or of this machine without one."""
+    if ray is not None:
+        return actors_ray.workers(ray, count, recipe)
+    return actor_process.workers(count, recipe)

@@ -44,8 +44,9 @@ def train(
       out: folder of the run, which must not exist; None takes the next free one under runs/.
       callback: receives each row of metrics.csv, a mapping, as it is written.
       quiet: prints no progress.
-      workers: processes that act the shards of a run of games on the host; 0: threads of this one.
-        A run is the same with any number of them.
+      workers: processes that act the shards of a run of games on the host, or write the texts that
+        a language model learns from later; 0: threads of this one. A run is the same with any
+        number of them.
       ray: address of a Ray cluster whose machines have the workers ("auto", HOST:PORT, "local").
       **fields: of `plans.Plan`: steps, seed, num_seeds, num_envs, eval_every, settings, ...
 

@@ -1,8 +1,12 @@
 """Tests of core/sampling_ahead.py, through the loop that samples by it."""
 
 import contextlib
+import functools
+import os
+import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,10 +16,13 @@ import optax
 import pytest
 
 from kullback.core import (
+    acting_elsewhere,
+    actor_process,
     checkpoints,
     learners,
     loops,
     policies,
+    posts,
     sampling_ahead,
     sequences,
     trees,
@@ -78,7 +85,7 @@ def sometimes(step: int) -> int:
 def make(
     lag: int,
     shards: int = 2,
-    workers: int | None = None,
+    workers: posts.Workers | int | None = None,
     sample: Any = sample,
     period: int = 0,
     counts: Any = always,
@@ -174,6 +181,118 @@ def test_any_number_of_threads_gives_the_same_bits():
     one, two, four = (done(make(1, 4, workers)) for workers in (1, 2, 4))
     equal(one, two)
     equal(one, four)
+
+
+class Writer:
+    """The writing of a worker in another process."""
+
+    def __init__(self, parted: acting_elsewhere.Parted):
+        self._parted = parted
+
+    def answer(self, ask: sampling_ahead.Ask, version: Any) -> np.ndarray:
+        here = sampling_ahead.Thread(name="", write=sample)
+        return np.asarray(here.act(ask, self._parted.whole(version)))
+
+    def close(self) -> None:
+        pass
+
+
+def processes(count: int) -> posts.Workers:
+    def make(parted: acting_elsewhere.Parted) -> posts.Workers:
+        return actor_process.workers(count, functools.partial(Writer, parted))
+
+    return acting_elsewhere.sharing(count, types.NO_CONSTANTS, make)
+
+
+class Lossy:
+    """A worker that something happens to before it answers what it is asked n-th."""
+
+    def __init__(self, worker: posts.Worker, turns: list[int], happens: Callable[[Any], None]):
+        self.worker, self._turns, self._happens = worker, turns, happens
+
+    @property
+    def name(self) -> str:
+        return self.worker.name
+
+    def act(self, ask: Any, version: Any) -> Any:
+        self._turns[0] -= 1
+        if self._turns[0] < 0 and self._turns[1]:
+            self._turns[1] -= 1
+            self._happens(self.worker)
+        return self.worker.act(ask, version)
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def losing(workers: posts.Workers, first: int, count: int, happens: Any) -> posts.Workers:
+    """Returns workers with whom something happens so often, from their n-th answer on."""
+    turns = [first, count]
+    return workers._replace(hire=lambda number: Lossy(workers.hire(number), turns, happens))
+
+
+def killed(worker: Any) -> None:
+    os.kill(worker._process.pid, signal.SIGKILL)
+
+
+def gone(worker: Any) -> None:
+    raise posts.Lost("it is gone")
+
+
+def test_processes_give_the_bits_of_threads_and_one_that_is_killed_changes_none():
+    whole, told = done(make(1, 4)), list[str]()
+    equal(done(make(1, 4, losing(processes(2), 9, 1, killed), tell=told.append)), whole)
+    (line,) = told
+    assert line.startswith("worker ") and line.endswith(
+        "was ended by SIGKILL: what it was to sample is sampled again, the same"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4])
+def test_any_number_of_processes_gives_the_bits_of_threads(count: int):
+    equal(done(make(1, 4, processes(count))), done(make(1, 4)))
+
+
+def test_workers_that_are_lost_again_and_again_end_the_run_at_a_step_that_is_kept():
+    threads = sampling_ahead.threads(2, sample)
+    told: list[str] = []
+    loop = make(1, 4, losing(threads, 9, 5, gone), tell=told.append)
+    with closed(loop), pytest.raises(loops.Abandoned) as abandoned:
+        run(loop, loop.init())
+    cause = abandoned.value.__cause__
+    assert isinstance(cause, posts.Lost)
+    assert str(cause) == "5 workers were lost within a minute, the last: it is gone"
+    assert abandoned.value.state.steps == 2 and len(told) == 5
+    again = make(1, 4)
+    with closed(again):
+        saved = loop.snapshot(abandoned.value.state)
+        equal(run(again, again.restore(saved)), done(make(1, 4)))
+
+
+def test_who_lets_the_learner_wait_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(posts, "LATE_SECONDS", 0.05)
+    told: list[str] = []
+    slow = losing(sampling_ahead.threads(1, sample), 3, 1, lambda worker: time.sleep(0.5))
+    equal(done(make(1, 2, slow, tell=told.append)), done(make(1, 2)))
+    assert "thread 0 has let shard 1 of step 1 wait for 0 seconds" in told
+
+
+def test_parameters_go_out_once_a_version():
+    workers, versions = sampling_ahead.threads(2, sample), list[int]()
+
+    def publish(version: int, acting: Any) -> Any:
+        versions.append(version)
+        return workers.publish(version, acting)
+
+    done(make(2, 2, workers._replace(publish=publish), period=4))
+    assert versions == [1, 2, 3, 4]  # Of steps 0, 1, 4 and 5.
+
+
+def test_refuses_workers_without_work():
+    sampling_ahead.check(4, sampling_ahead.Ahead(2, 2))
+    with pytest.raises(ValueError, match=r"workers=5 must lie in \[1, 4\], shards=2 of each of"):
+        sampling_ahead.check(5, sampling_ahead.Ahead(2, 2))
 
 
 def test_without_a_lag_nothing_is_sampled_ahead():

@@ -132,6 +132,12 @@ KINDS = {
         "--set=correction=truncate",
         ("sft",),
     ),
+    "rlhf_workers": Kind(
+        f"train rlhf tokens/arithmetic {SFT} --steps=6 --reward=length {ACTED} --set=lag=1 "
+        "--set=correction=truncate --set=shards=2 --workers=2",
+        ("sft",),
+        going_on="--workers=1",
+    ),
     "rlef": Kind(f"train rlef tokens/arithmetic {SFT} --steps=6 --reward=exact {TEXTS}", ("sft",)),
     "bond": Kind(
         f"train bond tokens/arithmetic {SFT} --steps=6 --reward=length {TEXTS} --set=batch_size=6",
