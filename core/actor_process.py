@@ -6,6 +6,7 @@ however that went.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -92,10 +93,12 @@ class Remote:
 
 def workers(count: int, recipe: acting_elsewhere.Recipe) -> posts.Workers:
     """Returns workers that are processes of this machine."""
+    # Versions are counted anew where a run goes back to another state, and these never.
+    counts = itertools.count()
     return posts.Workers(
         count,
         lambda number: Remote(number, recipe),
-        lambda version, leaves: (version, acting_elsewhere.numbers(leaves)),
+        lambda version, leaves: (next(counts), acting_elsewhere.numbers(leaves)),
     )
 
 

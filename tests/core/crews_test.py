@@ -256,6 +256,20 @@ def test_a_run_goes_on_the_same_with_other_workers(tmp_path: Any):
     assert len(set(ends)) == 1
 
 
+def test_a_process_does_not_take_parameters_of_another_state_for_those_of_now(tmp_path: Any):
+    with making(**SHARDED, workers=processes(1, 1)) as loop:
+        state = run(loop, loop.init(), 40)
+        checkpoints.save(tmp_path, 40, loop.snapshot(state), {})
+        added = {name: np.array(x) for name, x in spans.span(state.replay, None).items()}
+        ends = []
+        for _ in range(2):  # Before the second, all that a worker has seen is the first version.
+            saved, _, _ = checkpoints.restore_latest(tmp_path, loop.template())
+            state = loop.restore(saved, [added])
+            ends.append(digest(run(loop, state)))
+            loop.init()
+    assert ends[0] == ends[1]
+
+
 def test_a_slow_learner_is_not_buried_in_chunks():
     chunk_counts: collections.Counter[int] = collections.Counter()
 
