@@ -75,6 +75,8 @@ class Parts(NamedTuple):
     write: Callable[[Any, Any, types.Key], Any]
     # (those arrays, what was sampled) -> rows, those of a prompt adjacent.
     rows: Callable[[Any, Any], Any]
+    # Acting params -> what `write` reads of them, which alone goes out to workers.
+    reads: Callable[[Any], Any] = lambda acting: acting
 
 
 class Ask(NamedTuple):
@@ -127,7 +129,6 @@ class Sampler:
     busy: dict[tuple[int, int], posts.Post] = dataclasses.field(default_factory=dict)
     # The learner step of the newest parameters that were handed out, and how workers take them.
     published: tuple[int, Any] | None = None
-    count: int = 0  # Of parameters that were handed out.
 
     def begin(self, step: int, acting: Callable[[], Any], key: types.Key) -> None:
         """Begins to sample the rows of a step, unless that has been done.
@@ -161,8 +162,8 @@ class Sampler:
         """Returns the parameters of a step as workers take them; each goes out once."""
         number = self.ahead.version(step)
         if self.published is None or self.published[0] != number:
-            self.count += 1
-            self.published = number, self.workers.publish(self.count, acting())
+            acts = self.parts.reads(acting())
+            self.published = number, self.workers.publish(number, acts)
         return self.published[1]
 
     def _sampled(

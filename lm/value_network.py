@@ -7,7 +7,7 @@ import optax
 from kullback.core import types
 from kullback.lm import batches, gemma
 
-__all__ = ["KEY", "beside", "frozen", "predict", "with_value"]
+__all__ = ["KEY", "beside", "frozen", "predict", "with_value", "without"]
 
 KEY = "value"  # Of its parameters, beside the policy's.
 
@@ -29,6 +29,11 @@ def with_value(params: types.Params, width: int | None = None) -> types.Params:
 def frozen(base: types.Params) -> types.Params:
     """Returns the frozen part of `with_value`'s parameters: one base for policy and value."""
     return {**base, KEY: {"decoder": base}}
+
+
+def without(params: types.Params) -> types.Params:
+    """Returns the parameters of the policy alone, which may have no value network."""
+    return {name: x for name, x in params.items() if name != KEY}
 
 
 def predict(model: gemma.Model, params: types.Params, sequences: batches.Sequences) -> jax.Array:

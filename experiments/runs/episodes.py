@@ -23,6 +23,7 @@ from kullback.lm import (
     policy,
     policy_gradient,
     rollouts,
+    value_network,
 )
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
@@ -90,6 +91,7 @@ class Actor:
             arrays=lambda examples: self.evaluator.prompts([*examples]),
             write=completions.compiled(self.sampler.completions),
             rows=lambda prompts, written: scored(prompts, written, self.reward.params),
+            reads=lambda acting: {name: value_network.without(x) for name, x in acting.items()},
         )
 
     def episodes(

@@ -286,7 +286,27 @@ def test_parameters_go_out_once_a_version():
         return workers.publish(version, acting)
 
     done(make(2, 2, workers._replace(publish=publish), period=4))
-    assert versions == [1, 2, 3, 4]  # Of steps 0, 1, 4 and 5.
+    assert versions == [0, 1, 4, 5]
+
+
+def test_workers_get_no_more_than_what_writing_reads():
+    received: list[Any] = []
+
+    def write(acting: Any, given: Any, key: Any) -> np.ndarray:
+        received.append(acting)
+        return np.asarray(given)
+
+    parts = sampling_ahead.Parts(
+        arrays=lambda given: given,
+        write=write,
+        rows=lambda given, written: 2 * written,
+        reads=lambda acting: acting["params"],
+    )
+    sampler = sampling_ahead.sampler(sampling_ahead.Ahead(1), prompts, parts)
+    sampler.begin(1, lambda: {"params": 7, "critic": 8}, jax.random.key(0))
+    np.testing.assert_array_equal(sampler.take(1).rows, 2 * np.asarray(prompts(1)))
+    sampler.close()
+    assert received == [7]
 
 
 def test_refuses_workers_without_work():

@@ -35,6 +35,12 @@ def test_it_predicts_nothing_at_first_and_then_what_its_head_reads():
     np.testing.assert_allclose(predicted, np.asarray(features)[:, :3] @ head, atol=1e-5)
 
 
+def test_a_policy_without_one_is_as_it_was_before():
+    params = fresh_params(MODEL.init)
+    for one in (params, value_network.with_value(params)):
+        assert value_network.without(one).keys() == params.keys()
+
+
 def test_each_of_the_two_is_moved_by_its_own_optimiser():
     params = {"embedding": np.ones(2, np.float32), value_network.KEY: {"head": np.ones(3)}}
     optimiser = value_network.beside(optax.sgd(1.0), optax.sgd(0.25))
