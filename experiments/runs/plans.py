@@ -266,8 +266,6 @@ class Plan:
         for name in ("images", "audio"):
             if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
-            if getattr(self, name) and self.mesh:
-                raise ValueError(f"--{name} does not go with --mesh {self.mesh} yet: leave one out")
         if self.frozen != "float32" and is_game:
             raise ValueError(f"frozen is for language models, not for {self.environment}")
         if self.control_tokens not in READINGS:

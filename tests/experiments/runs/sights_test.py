@@ -369,11 +369,10 @@ def test_what_a_run_sees_by_is_known_by_its_hash(
     ("change", "message"),
     [
         ({"model": "tiny"}, "the preset tiny has no encoder"),
-        ({"mesh": "1x1"}, "--images does not go with --mesh 1x1 yet"),
         ({"settings": ("lora.rank=2", "learns_projector=True")}, "does not go with adapters"),
         ({"images": False, "settings": ("learns_projector=True",)}, "add --images"),
     ],
-    ids=["preset", "mesh", "adapters", "blind"],
+    ids=["preset", "adapters", "blind"],
 )
 def test_what_images_do_not_go_with(
     change: dict[str, Any],

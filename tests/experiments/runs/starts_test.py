@@ -190,12 +190,11 @@ def test_a_student_learns_from_a_teacher_that_hears(
     ("change", "message"),
     [
         ({"images": True}, "--images does not go with --audio yet"),
-        ({"mesh": "1x1"}, "--audio does not go with --mesh 1x1 yet"),
         ({"settings": ("lora.rank=2",)}, "--audio does not go with adapters"),
         ({"algorithm": "rlhf"}, "--audio is of sft and distillation yet, not of rlhf"),
         ({"algorithm": "reward-model"}, "--audio is of sft and distillation yet"),
     ],
-    ids=["images", "mesh", "adapters", "rewards", "reward-model"],
+    ids=["images", "adapters", "rewards", "reward-model"],
 )
 def test_what_audio_does_not_go_with(
     change: dict[str, Any], message: str, rows: pathlib.Path, tmp_path: pathlib.Path
