@@ -54,6 +54,8 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
         Rule(f"{network}rows/update", 2, (None, None)),
         Rule(f"{network}projector/norm", 1, (None,)),
         Rule(f"{network}projector/weight", 2, (None, None)),
+        # An encoder of audio is small: every device holds all of it.
+        *(Rule(f"{network}hearing/.*", rank, (None,) * rank) for rank in (1, 2, 3)),
         Rule("value/head|head/w", 1, (None,)),
         Rule("head/b", 0, ()),
     )

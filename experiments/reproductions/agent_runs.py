@@ -27,6 +27,7 @@ RATES = {
     "iqn": 800.0,
     "m-iqn": 800.0,
     "rainbow": 1_500.0,
+    "mo-dqn": 2_500.0,
 }
 COLUMNS = ("return_mean", "action_gap", "policy_entropy", "loss", "wall_seconds")  # Kept.
 
