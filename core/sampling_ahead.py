@@ -170,16 +170,15 @@ class Sampler:
         self, place: tuple[int, int], prompts: Sequence[Any], key: np.ndarray, version: Any
     ) -> Any:
         """Returns the rows of a place, a step and a shard; whichever worker is idle samples."""
-        arrays = self.parts.arrays(prompts)
+        arrays, causes = self.parts.arrays(prompts), list[str]()
         self.busy[place] = post = self.idle.get()
         try:
-            sampled = post.act(lambda: Ask(arrays, key), version, self._tell_lost)
+            sampled = post.act(lambda: Ask(arrays, key), version, causes.append)
         finally:
             self.idle.put(post)
+        for cause in causes:
+            self.tell(f"{cause}: what it was to sample was sampled again, the same")
         return self.parts.rows(arrays, sampled)
-
-    def _tell_lost(self, cause: str) -> None:
-        self.tell(f"{cause}: what it was to sample is sampled again, the same")
 
     def take(self, step: int) -> Taken:
         """Returns the rows of a step that was begun, once they are there.

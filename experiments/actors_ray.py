@@ -146,11 +146,13 @@ class Remote:
           ValueError: for an error of our own code there.
           posts.Lost: for what Ray says else.
         """
-        exceptions = self._ray.exceptions
+        exceptions, end = self._ray.exceptions, time.monotonic() + seconds
         try:
-            return self._ray.get(reference, timeout=seconds)
-        except exceptions.GetTimeoutError as error:
-            raise TimeoutError from error
+            while (left := end - time.monotonic()) > 0:
+                with contextlib.suppress(exceptions.GetTimeoutError):
+                    return self._ray.get(reference, timeout=min(left, _LOOK_SECONDS))
+                self._head.check()  # Without one, nobody says that a worker is gone.
+            raise TimeoutError
         except exceptions.RayTaskError as error:
             raise ValueError(f"{self.name} failed: {error}") from error
         except exceptions.RayError as error:

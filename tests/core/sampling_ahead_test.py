@@ -244,7 +244,7 @@ def test_processes_give_the_bits_of_threads_and_one_that_is_killed_changes_none(
     equal(done(make(1, 4, losing(processes(2), 9, 1, killed), tell=told.append)), whole)
     (line,) = told
     assert line.startswith("worker ") and line.endswith(
-        "was ended by SIGKILL: what it was to sample is sampled again, the same"
+        "was ended by SIGKILL: what it was to sample was sampled again, the same"
     )
 
 
@@ -256,14 +256,13 @@ def test_any_number_of_processes_gives_the_bits_of_threads(count: int):
 
 def test_workers_that_are_lost_again_and_again_end_the_run_at_a_step_that_is_kept():
     threads = sampling_ahead.threads(2, sample)
-    told: list[str] = []
-    loop = make(1, 4, losing(threads, 9, 5, gone), tell=told.append)
+    loop = make(1, 4, losing(threads, 9, 5, gone))
     with closed(loop), pytest.raises(loops.Abandoned) as abandoned:
         run(loop, loop.init())
     cause = abandoned.value.__cause__
     assert isinstance(cause, posts.Lost)
     assert str(cause) == "5 workers were lost within a minute, the last: it is gone"
-    assert abandoned.value.state.steps == 2 and len(told) == 5
+    assert abandoned.value.state.steps == 2
     again = make(1, 4)
     with closed(again):
         saved = loop.snapshot(abandoned.value.state)

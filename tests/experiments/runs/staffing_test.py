@@ -143,24 +143,37 @@ def test_a_run_with_workers_is_that_with_threads_and_outlives_one(
     assert line["steps"] > 0 and line["cause"] in errors
 
 
+SHORT = ("batch_size=4", "samples_per_prompt=2", "max_new_tokens=2")
+SETTINGS = (*SHORT, "lag=1", "shards=2", "correction=truncate")
+# Of a run of games and of one of texts: what begins it, and its settings.
+BEGUN = {
+    "dqn": (("gym/CartPole-v1", "--num-envs=4"), PLAN["settings"]),
+    "rlhf": (("tokens/arithmetic", "--reward=length", "--model=UNTUNED"), SETTINGS),
+}
+
+
 @pytest.mark.slow
-def test_a_run_whose_cluster_loses_its_head_says_so_and_goes_on(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("agent", BEGUN)
+def test_a_run_whose_cluster_loses_its_head_says_so_and_goes_on(
+    agent: str, untuned: pathlib.Path, tmp_path: pathlib.Path
+):
     pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
     variables, out = ray_here.variables(tmp_path), tmp_path / "run"
     program = (sys.executable, "-m", "kullback.experiments.cli", "train")
     given = {"env": variables, "stderr": subprocess.PIPE, "text": True}
+    every = 400 if agent == "dqn" else 20
 
     def saved() -> int:
         return checkpoints.steps(out / "checkpoints")[-1]
 
     with ray_here.head(tmp_path, 2) as head:
-        settings = (f"--set={setting}" for setting in PLAN["settings"])
-        new = ("dqn", PLAN["environment"], "--num-envs=4", "--steps=10000000", f"--out={out}")
-        every = ("--log-every=400", "--checkpoint-every=400", "--workers=2")
-        with subprocess.Popen(
-            [*program, *new, *every, *settings, f"--ray={head.address}"], **given
-        ) as run:
-            wait_for_checkpoint(out, 400, run, 300)
+        arguments, settings = BEGUN[agent]
+        new = (agent, *(word.replace("UNTUNED", str(untuned)) for word in arguments))
+        more = ("--steps=10000000", f"--log-every={every}", f"--checkpoint-every={every}")
+        more += ("--workers=2", f"--ray={head.address}", f"--out={out}")
+        sets = (f"--set={setting}" for setting in settings)
+        with subprocess.Popen([*program, *new, *more, *sets], **given) as run:
+            wait_for_checkpoint(out, every, run, 300)
             os.kill(head.pid, signal.SIGKILL)
             _, errors = run.communicate(timeout=300)
     assert run.returncode == 1, errors
@@ -168,8 +181,8 @@ def test_a_run_whose_cluster_loses_its_head_says_so_and_goes_on(tmp_path: pathli
     assert f"kullback train --resume {out}" in errors and "Traceback" not in errors
     kept = saved()
     with subprocess.Popen([*program, f"--resume={out}"], **given) as run:
-        wait_for_checkpoint(out, kept + 400, run, 300)
+        wait_for_checkpoint(out, kept + every, run, 300)
         run.send_signal(signal.SIGINT)
         _, errors = run.communicate(timeout=300)
     assert run.returncode == 130, errors
-    assert saved() >= kept + 400
+    assert saved() >= kept + every
