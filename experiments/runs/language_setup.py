@@ -60,6 +60,7 @@ def setup(
         tokenizer, data that do not fit, and a cluster that is not there.
     """
     plan, config = named.plan, named.config
+    ray = staff.joined()  # Before JAX has threads, as it may start processes.
     entry = lm.ALGORITHMS[plan.agent]
     has_teacher = entry.has_teacher or (entry.may_distil and config.distillation_weight > 0)
     if has_teacher != bool(plan.teacher):
@@ -153,7 +154,7 @@ def setup(
         leaves_front=entry.leaves_front,
         columns=("teacher_distance",) if teacher is not None else (),
         epoch=epoch,
-        writers=staffing.writers(staff, written),
+        writers=staffing.writers(staff, ray, written),
     )
     evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
     if entry.reads_pairs:

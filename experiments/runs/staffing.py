@@ -182,16 +182,17 @@ def crew(
 
 
 def writers(
-    staff: Staff, policy: writing.Policy
+    staff: Staff, ray: Any, policy: writing.Policy
 ) -> Callable[[types.Constants], posts.Workers] | None:
     """Returns (frozen parameters) -> who writes for a run of a language model; None: its threads.
 
-    Raises:
-      ValueError: if the cluster is not found or too small.
+    Args:
+      staff: who acts.
+      ray: as `Staff.joined` returns it.
+      policy: of the run.
     """
     if not staff.workers:
         return None
-    ray = staff.joined()
 
     def of_parts(parted: acting_elsewhere.Parted) -> posts.Workers:
         return _elsewhere(ray, staff.workers, writing.Recipe(policy=policy, parted=parted))
