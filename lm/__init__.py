@@ -18,6 +18,8 @@ class Entry(registry.Entry):
     is_judge: bool = False  # Whether it learns a reward model, and no policy.
     takes_reward: bool = False  # Whether it learns from rewards of its own samples.
     is_population: bool = False  # Whether its seeds are members, to be averaged into one model.
+    # Whether texts may be written ahead of learning, as its configuration's `ahead` says.
+    may_write_ahead: bool = False
     leaves_front: bool = False  # Whether it runs whole iterations, and ends in a front of policies.
 
 
@@ -32,18 +34,23 @@ ALGORITHMS: dict[str, Entry] = {
         "gkd", "Distillation on fixed sequences", presets_name="offline_presets", has_teacher=True
     ),
     "gkd": _entry(
-        "gkd", "Generalised knowledge distillation, Agarwal et al. 2024", has_teacher=True
+        "gkd",
+        "Generalised knowledge distillation, Agarwal et al. 2024",
+        has_teacher=True,
+        may_write_ahead=True,
     ),
     "rlhf": _entry(
         "rlhf",
         "REINFORCE, PPO, GRPO and kin with a KL to a start or average, Ahmadian et al. 2024",
         takes_reward=True,
         may_distil=True,
+        may_write_ahead=True,
     ),
     "rlef": _entry(
         "rlef",
         "Actor and critic for entailed summaries, Roit et al. 2023",
         takes_reward=True,
+        may_write_ahead=True,
     ),
     "bond": _entry(
         "bond",
@@ -54,6 +61,7 @@ ALGORITHMS: dict[str, Entry] = {
         "warp",
         "Policies averaged while, between and after they learn, Rame et al. 2024",
         takes_reward=True,
+        may_write_ahead=True,
         leaves_front=True,
     ),
     "warp-bond": _entry(

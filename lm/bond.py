@@ -33,7 +33,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, names, regularizers, sampling, sharding, types
+from kullback.core import (
+    learners,
+    names,
+    regularizers,
+    sampling,
+    sampling_ahead,
+    sharding,
+    types,
+)
 from kullback.lm import (
     adapters,
     answers,
@@ -134,6 +142,11 @@ class Config:
     def output_divergence(self) -> str:
         """Name of f of the policy's softargmax_f: KL, for softmax."""
         return "kl"
+
+    @property
+    def ahead(self) -> sampling_ahead.Ahead:
+        """Texts are written as they are learnt from."""
+        return sampling_ahead.NONE
 
     @property
     def penalty(self) -> tuple[str, float]:

@@ -88,10 +88,14 @@ class Config:
             )
         distillation.token_divergence(self.divergence)
 
+    @property
+    def ahead(self) -> sampling_ahead.Ahead:
+        """How far ahead of learning texts are written."""
+        return sampling_ahead.Ahead(self.lag, self.shards)
+
     def _check_lag(self) -> None:
         """Raises ValueError for sequences that cannot be written ahead."""
-        mixture = self.mixture()
-        mixture.ahead.check(mixture.num_sampled(self.learning.batch_size, coin=0.0))
+        self.ahead.check(self.mixture().num_sampled(self.learning.batch_size, coin=0.0))
         if self.lag and not self.student_fraction:
             raise ValueError(
                 f"lag={self.lag} is of the student's own sequences, of which there are none: set "
@@ -109,7 +113,7 @@ class Config:
             student_fraction=self.student_fraction,
             mixing=self.mixing,
             max_age=self.max_age,
-            ahead=sampling_ahead.Ahead(self.lag, self.shards),
+            ahead=self.ahead,
         )
 
 

@@ -18,7 +18,7 @@ Any reward may take the place of r_NLI. A text that the horizon cuts is scored a
 
 import dataclasses
 
-from kullback.core import types
+from kullback.core import sampling_ahead, types
 from kullback.lm import gemma, rlhf, rollouts, surrogate, tuning
 
 
@@ -59,6 +59,11 @@ class Config:
     def penalty(self) -> tuple[str, float]:
         """Name and value of the setting that weighs the KL penalty."""
         return "regularisation", self.regularisation
+
+    @property
+    def ahead(self) -> sampling_ahead.Ahead:
+        """How far ahead of learning texts are written."""
+        return sampling_ahead.Ahead(self.lag, self.shards)
 
     def objective(self) -> rlhf.Config:
         """Returns the settings in terms of `rlhf.Config`."""

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import averaging, ranges, types
+from kullback.core import averaging, ranges, sampling_ahead, types
 from kullback.lm import bond, gemma, merging, rlhf, rollouts, tuning, value_network
 
 ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Points of the front; the paper's.
@@ -95,6 +95,11 @@ class Config:
     def penalty(self) -> tuple[str, float]:
         """Name and value of the setting that weighs the KL penalty."""
         return self.member.penalty
+
+    @property
+    def ahead(self) -> sampling_ahead.Ahead:
+        """How far ahead of learning a member's texts are written."""
+        return self.member.ahead
 
     @property
     def iteration_steps(self) -> int:

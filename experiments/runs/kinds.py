@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kullback import lm
 from kullback.core import platform
 from kullback.experiments.runs import games, resolved, staffing
 from kullback.experiments.runs.work import MakeAgent, MakeEnvironment, Work
@@ -51,7 +52,9 @@ class Recipe:
             ) as work:
                 yield work
             return
-        self.staff.check_texts(self.named.plan.agent, self.named.config)
+        algorithm, config = self.named.plan.agent, self.named.config
+        may_write_ahead = lm.ALGORITHMS[algorithm].may_write_ahead
+        self.staff.check_texts(algorithm, config.ahead if may_write_ahead else None)
         from kullback.experiments.runs import language_setup, preferences
 
         platform.run_large_programs()  # Before JAX is used.

@@ -51,29 +51,28 @@ class Staff(NamedTuple):
         if self.workers and plan is not None:
             crews.check(self.workers, plan)
 
-    def check_texts(self, algorithm: str, config: Any) -> None:
+    def check_texts(self, algorithm: str, ahead: sampling_ahead.Ahead | None) -> None:
         """Raises ValueError if it is named for a run of a language model that it cannot act.
 
         Args:
           algorithm: of the run.
-          config: of the algorithm.
+          ahead: how far ahead of learning texts are written; None if the algorithm cannot have it.
         """
         self._check_count()
         if not self.workers:
             return
-        config = getattr(config, "member", config)  # WARP's members write.
-        if not hasattr(config, "lag"):
+        if ahead is None:
             raise ValueError(
                 f"workers={self.workers} write the texts that a run learns from later (lag=1), "
                 f"which {algorithm} has not"
             )
-        if config.lag < 1:
+        if ahead.lag < 1:
             raise ValueError(
                 f"workers={self.workers} write texts while a run learns from earlier ones, and "
-                f"lag={config.lag} leaves no time for that: set lag=1, and shards={self.workers} "
+                f"lag={ahead.lag} leaves no time for that: set lag=1, and shards={self.workers} "
                 "for as many at once; or leave workers out"
             )
-        sampling_ahead.check(self.workers, sampling_ahead.Ahead(config.lag, config.shards))
+        sampling_ahead.check(self.workers, ahead)
 
     def _check_count(self) -> None:
         if self.ray and not self.workers:
