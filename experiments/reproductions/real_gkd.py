@@ -12,8 +12,8 @@ Teacher and start are one each, and seeds draw batches and texts: intervals say 
 would give, not another teacher. What is judged is the share of held-out sums that are right,
 greedily; distances to the teacher are reported.
 
-In a pilot on two cores the teacher answered 0.74 of sums of three digits after 480 steps, and half of
-its layers none after 95: these are for a GPU. Two digits are not piloted yet.
+In a pilot on two cores the teacher answered 0.74 of sums of three digits after 480 steps, and half
+of its layers none after 95: these are for a GPU. Two digits are not piloted yet.
 
     kullback reproduce real-gkd --set digits=3 --set student_steps=1000 --set steps=2000 \
         --set batch_size=128 --set seeds=10 --set prompts=1000
